@@ -1,0 +1,156 @@
+"""Policies: sampling, parsing, and each op against Pillow and timm."""
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from timm.data import create_transform
+
+from a2aug_timm import MultiPolicyRandAugment, sample_policies
+from a2aug_timm.policies import PUBLISHED_OPS, PublishedOp, check_policies, parse_policy
+
+HPARAMS = dict(img_mean=(124, 116, 104), translate_pct=10 / 32, magnitude_max=30, interpolation=Image.BILINEAR)
+
+
+def noise(mode='RGB', size=(32, 32)):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def pixels(image):
+    return np.asarray(image)
+
+
+def affine(image, matrix):
+    return image.transform(image.size, Image.AFFINE, matrix, resample=Image.BILINEAR, fillcolor=(124, 116, 104))
+
+
+def published(name, image, m, sign):
+    """RandAugment's ops as its paper and released code state them, written with Pillow alone."""
+    side = image.size[0]
+    enhance = 0.1 + 0.18 * m
+    return {
+        'Identity': lambda: image,
+        'AutoContrast': lambda: ImageOps.autocontrast(image),
+        'Equalize': lambda: ImageOps.equalize(image),
+        'Rotate': lambda: image.rotate(sign * 3 * m, resample=Image.BILINEAR, fillcolor=(124, 116, 104)),
+        'Solarize': lambda: ImageOps.solarize(image, min(256, int(25.6 * m))),
+        'Posterize': lambda: image if 0.4 * m >= 8 else ImageOps.posterize(image, max(1, int(0.4 * m))),
+        'Color': lambda: ImageEnhance.Color(image).enhance(enhance),
+        'Contrast': lambda: ImageEnhance.Contrast(image).enhance(enhance),
+        'Brightness': lambda: ImageEnhance.Brightness(image).enhance(enhance),
+        'Sharpness': lambda: ImageEnhance.Sharpness(image).enhance(enhance),
+        'ShearX': lambda: affine(image, (1, sign * 0.03 * m, 0, 0, 1, 0)),
+        'ShearY': lambda: affine(image, (1, 0, 0, sign * 0.03 * m, 1, 0)),
+        'TranslateX': lambda: affine(image, (1, 0, sign * m * side / 32, 0, 1, 0)),
+        'TranslateY': lambda: affine(image, (1, 0, 0, 0, 1, sign * m * side / 32)),
+    }[name]()
+
+
+@pytest.mark.parametrize('name', PUBLISHED_OPS)
+@pytest.mark.parametrize('magnitude', [2, 5, 9, 10, 15, 30])
+def test_published_ops_are_the_papers_at_every_magnitude(name, magnitude):
+    image = noise()
+    outcomes = {pixels(PublishedOp(name, 1., magnitude, HPARAMS)(image)).tobytes() for _ in range(20)}
+    expected = {pixels(published(name, image, magnitude, sign)).tobytes() for sign in (-1, 1)}
+    assert outcomes == expected
+
+
+def test_published_ops_are_the_fourteen():
+    assert len(PUBLISHED_OPS) == 14 and 'Invert' not in PUBLISHED_OPS and 'SolarizeAdd' not in PUBLISHED_OPS
+
+
+def test_published_string_draws_n_of_14_ops_uniformly_at_probability_one():
+    transform = MultiPolicyRandAugment(['rand-m9-n3-p1.0-mmax30-tpublished']).transforms[0]
+    drawn = []
+    for op in transform.ops:
+        assert (op.prob, op.magnitude, op.magnitude_max) == (1., 9, 30)
+        op.aug_fn = lambda image, *_, name=op.name, **__: drawn.append(name) or image
+    for _ in range(2000):
+        transform(None)
+    counts = [drawn.count(name) for name in PUBLISHED_OPS]
+    assert sum(counts) == 6000 and min(counts) > 350 and max(counts) < 510  # 429 expected, 4 sigma is 80
+
+
+@pytest.mark.parametrize('policy', [
+    'rand-m9-n2-p1.0', 'rand-m9-mstd0.5-inc1', 'rand-m12-n3-mmax20', 'rand-m7-n2-tweights', 'rand-m9-t3a',
+    'original', 'originalr-mstd0.5', 'v0', 'v0r', '3a', 'augmix-m5-w4-d2', 'augmix-m3-b1'])
+def test_other_strings_give_timms_own_transform(policy):
+    ours = MultiPolicyRandAugment([policy], img_size=32, mean=(0.5, 0.4, 0.3), interpolation='bilinear')
+    timms = create_transform(
+        32, is_training=True, separate=True, auto_augment=policy, mean=(0.5, 0.4, 0.3), interpolation='bilinear')[1]
+    for seed in range(20):
+        views = []
+        for transform in (ours, timms):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            views.append(transform(noise()))
+        assert pixels(views[0][0]).tobytes() == pixels(views[1]).tobytes()
+
+
+def test_settings_of_one_policy_do_not_leak_into_the_next():
+    loud, quiet = MultiPolicyRandAugment(['rand-m20-n1-mmax30-mstd5', 'rand-m20-n1']).transforms
+    assert loud.transforms[0].ops[0].magnitude_max == 30
+    assert quiet.transforms[0].ops[0].magnitude_max is None and quiet.transforms[0].ops[0].magnitude_std == 0
+
+
+@pytest.mark.parametrize('policy', [
+    'rand-m15-n3-p1.0-mmax30-tpublished', 'rand-m9-n2-p1.0', 'original', 'v0', '3a', 'augmix-m5', 'rand-m9-t3a'])
+def test_every_family_works_on_grayscale(policy):
+    transform = MultiPolicyRandAugment([policy], img_size=28, mean=(0.3,))
+    for _ in range(60):
+        view, = transform(noise('L', (28, 28)))
+        assert view.mode == 'L' and view.size == (28, 28)
+
+
+def test_an_image_becomes_one_view_a_policy_in_order():
+    transform = MultiPolicyRandAugment(['rand-m9-n1-p0-tpublished', 'rand-m9-n2-p1.0-tpublished', '3a'])
+    views = transform(noise())
+    assert len(views) == len(transform) == 3
+    assert pixels(views[0]).tobytes() == pixels(noise()).tobytes()
+
+
+def test_sampling_is_a_fixed_function_of_its_arguments():
+    assert sample_policies(3, 0) == [
+        'rand-m15-n2-p1.0-mmax30-tpublished', 'rand-m15-n1-p1.0-mmax30-tpublished', 'rand-m7-n2-p1.0-mmax30-tpublished']
+    code = 'from a2aug_timm import sample_policies; print(sample_policies(18, 7))'
+    lists = {subprocess.run([sys.executable, '-c', code], env={'PYTHONHASHSEED': seed}, capture_output=True,
+                            text=True, check=True).stdout for seed in '12'}
+    assert lists == {f'{sample_policies(18, 7)}\n'}
+
+
+def test_sampling_draws_distinct_policies_and_does_not_depend_on_the_order_of_the_grid():
+    everything = sample_policies(18, 3)
+    assert len(set(everything)) == 18
+    assert everything[:4] == sample_policies(4, 3) == sample_policies(4, 3, (3, 2, 1), (15, 13, 11, 9, 7, 5, 5))
+    assert sample_policies(4, 4) != sample_policies(4, 3)
+    firsts = [sample_policies(1, seed)[0] for seed in range(1800)]
+    assert all(60 < firsts.count(policy) < 140 for policy in everything)  # 100 expected, 4 sigma is 39
+    check_policies(everything)
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(num_policies=0), 'at least 1'), (dict(num_policies=19), 'holds 18'),
+    (dict(num_policies=1, num_layers=(0,)), 'at least 1 layer'), (dict(num_policies=1, magnitudes=(31,)), '0 and 30')])
+def test_sampling_refuses(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        sample_policies(seed=0, **kwargs)
+
+
+@pytest.mark.parametrize('policy', [
+    'random', 'rand-m9-x3', 'rand-m', 'rand-m9.5', 'rand-m9-n0', 'rand-p1.5', 'rand-m9-m7', 'rand-tfoo', 'v1', '',
+    'rand-m9-inc1-tpublished', 'original-m9', 'augmix-w0', 'rand--m9'])
+def test_malformed_policies_are_refused_with_their_text(policy):
+    with pytest.raises(ValueError, match='policy'):
+        parse_policy(policy)
+
+
+@pytest.mark.parametrize('one, same', [
+    ('rand-m9-n2', 'rand-m9-n2'), ('rand-m9-n2', 'rand-n2-m9'), ('rand-m9-p1', 'rand-m9-p1.0')])
+def test_policies_that_mean_the_same_are_duplicates(one, same):
+    with pytest.raises(ValueError, match='are the same'):
+        check_policies([one, 'original', same])
