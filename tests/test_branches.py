@@ -1,0 +1,207 @@
+"""Branches: joint training equals separate plain models, and what comes out is what timm built."""
+import copy
+
+import pytest
+import timm
+import torch
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
+from torch import nn
+
+from a2aug_timm import MultiBranchBN, convert_multi_branch_bn, extract_branch, select_branch
+from a2aug_timm.branches import branch_logits, num_branches_of
+
+N, B = 3, 4
+
+
+def conv_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2), BatchNormAct2d(8),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5), nn.BatchNorm1d(5), nn.Linear(5, 4))
+
+
+def sequence_net():
+    return nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(
+        6 * 79, 4))
+
+
+def momentless_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, momentum=None), nn.Conv2d(6, 6, 3),
+        nn.BatchNorm2d(6, track_running_stats=False), nn.Flatten(), nn.LazyLinear(4))
+
+
+def separate_models(plain):
+    """N plain models with the same weights, each with batch norm parameters and statistics of its own."""
+    models = []
+    for branch in range(N):
+        model = copy.deepcopy(plain)
+        for norm in norms(model):
+            with torch.no_grad():
+                norm.weight.add_(0.1 * branch)
+                norm.bias.sub_(0.2 * branch)
+                if norm.track_running_stats:
+                    norm.running_mean.add_(0.3 * branch)
+        models.append(model)
+    return models
+
+
+def norms(model):
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def joint_model(plain, separate):
+    joint = convert_multi_branch_bn(copy.deepcopy(plain), N)
+    layers = [module for module in joint.modules() if isinstance(module, MultiBranchBN)]
+    for branch, model in enumerate(separate):
+        for layer, norm in zip(layers, norms(model), strict=True):
+            layer.branches[branch].load_state_dict(norm.state_dict())
+    return joint
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('build', [conv_net, sequence_net, momentless_net])
+def test_joint_forward_is_n_separate_forwards_with_their_statistics_and_gradients(build, channels_last):
+    images = torch.randn(N * B, 3, 9, 9, dtype=torch.float64)
+    plain = build().double()
+    plain(images)
+    separate = separate_models(plain)
+    joint = joint_model(plain, separate)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+        joint.to(memory_format=torch.channels_last)
+
+    weights = torch.randn(N * B, 4, dtype=torch.float64)
+    for _ in range(2):  # twice, so that running statistics have moved
+        outputs = joint(images)
+        expected = torch.cat([model(view) for model, view in zip(separate, images.chunk(N), strict=True)])
+        torch.testing.assert_close(outputs, expected)
+    (outputs * weights).sum().backward()
+    (expected * weights).sum().backward()
+
+    for branch, model in enumerate(separate):
+        extracted = extract_branch(joint, branch)
+        torch.testing.assert_close(extracted.state_dict(), model.state_dict())
+    sums = {}
+    for branch, model in enumerate(separate):
+        for name, parameter in model.named_parameters():
+            owner, _, leaf = name.rpartition('.')
+            is_norm = isinstance(model.get_submodule(owner), nn.modules.batchnorm._BatchNorm)
+            key = f'{owner}.branches.{branch}.{leaf}' if is_norm else name
+            sums[key] = sums.get(key, 0) + parameter.grad
+    assert sums.keys() == dict(joint.named_parameters()).keys()
+    for name, parameter in joint.named_parameters():
+        torch.testing.assert_close(parameter.grad, sums[name], msg=lambda text, name=name: f'{name}: {text}')
+
+
+@pytest.mark.parametrize('build', [conv_net, sequence_net])
+def test_a_selected_branch_is_its_plain_model_in_eval_and_in_training(build):
+    images = torch.randn(B, 3, 9, 9)
+    plain = build()
+    separate = separate_models(plain)
+    joint = joint_model(plain, separate)
+    joint.eval()
+    for branch, model in enumerate(separate):
+        with select_branch(joint, branch):
+            assert torch.equal(joint(images), model.eval()(images))
+    assert torch.equal(branch_logits_of(joint, images), torch.stack([model(images) for model in separate]))
+    joint.train()
+    before = copy.deepcopy(joint.state_dict())
+    with select_branch(joint, 1):
+        assert torch.equal(joint(images), separate[1].train()(images))
+    moved = {name for name, value in joint.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all('.branches.1.' in name for name in moved)
+
+
+def branch_logits_of(model, images):
+    logits = branch_logits(model, images)
+    assert all(module.branch is None for module in model.modules() if isinstance(module, MultiBranchBN))
+    return logits
+
+
+@pytest.mark.parametrize('name, size', [('test_resnet', 32), ('test_efficientnet', 32), ('levit_128s', 224)])
+def test_timm_models_train_jointly_and_extract_as_timm_built_them(name, size):
+    plain = timm.create_model(name, num_classes=5)
+    model = convert_multi_branch_bn(timm.create_model(name, num_classes=5), 2)
+    model(torch.randn(4, 3, size, size)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    before = copy.deepcopy(model.state_dict())
+
+    extracted = extract_branch(model, 1)
+    assert [(key, type(module)) for key, module in extracted.named_modules()] == [
+        (key, type(module)) for key, module in plain.named_modules()]
+    assert list(extracted.state_dict()) == list(plain.state_dict())
+    with torch.no_grad():
+        for parameter in extracted.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_all_branches_start_as_the_original_layer_with_its_mode():
+    norm = BatchNormAct2d(4, eps=0.1, act_layer=nn.SiLU).eval()
+    norm.running_mean.fill_(3.)
+    layer = MultiBranchBN(norm, 2)
+    assert not layer.training and not layer.branches[0].training
+    layer.branches[0].running_mean.zero_()
+    assert layer.branches[1].running_mean[0] == norm.running_mean[0] == 3
+    assert isinstance(layer.branches[1].act, nn.SiLU) and layer.branches[1].eps == 0.1
+
+
+def test_eval_without_a_branch_and_a_batch_that_does_not_divide_raise():
+    layer = MultiBranchBN(nn.BatchNorm2d(4), 3)
+    with pytest.raises(ValueError, match='4 rows'):
+        layer(torch.randn(4, 4, 2, 2))
+    with pytest.raises(RuntimeError, match='select_branch'):
+        layer.eval()(torch.randn(3, 4, 2, 2))
+    with pytest.raises(ValueError, match='at least 2'):
+        MultiBranchBN(nn.BatchNorm2d(4), 1)
+
+
+def test_select_branch_restores_what_was_there_also_after_an_error():
+    model = convert_multi_branch_bn(conv_net(), N)
+    layer = next(module for module in model.modules() if isinstance(module, MultiBranchBN))
+    select_branch(model, 2)
+    with select_branch(model, 0):
+        with pytest.raises(KeyError), select_branch(model, None):
+            assert layer.branch is None
+            raise KeyError
+        assert layer.branch == 0
+    assert layer.branch == 2
+    for wrong in (3, -1):
+        with pytest.raises(ValueError, match=f'no branch {wrong}'):
+            select_branch(model, wrong)
+        with pytest.raises(ValueError, match=f'no branch {wrong}'):
+            extract_branch(model, wrong)
+    with pytest.raises(ValueError, match='no branches'):
+        select_branch(conv_net(), 0)
+    with pytest.raises(ValueError, match='no branches'):
+        extract_branch(conv_net(), 0)
+
+
+def test_conversion_takes_batch_norms_alone_and_names_what_it_found_instead():
+    model = nn.Sequential(nn.InstanceNorm2d(3), nn.SyncBatchNorm(3), nn.GroupNorm(1, 3))
+    assert convert_multi_branch_bn(model, 2) is model
+    assert [type(module).__name__ for module in model] == ['InstanceNorm2d', 'MultiBranchBN', 'GroupNorm']
+    assert num_branches_of(model) == 2 and num_branches_of(conv_net()) == 1
+    with pytest.raises(ValueError, match='branches already'):
+        convert_multi_branch_bn(model, 2)
+    with pytest.raises(ValueError, match='LayerNorm'):
+        convert_multi_branch_bn(timm.create_model('test_vit'), 2)
+    assert isinstance(convert_multi_branch_bn(nn.BatchNorm2d(3), 2), MultiBranchBN)
+
+
+def test_a_layer_that_is_used_twice_stays_one_layer():
+    norm = nn.BatchNorm2d(3)
+    model = convert_multi_branch_bn(nn.ModuleDict({'a': norm, 'b': norm, 'c': nn.Sequential(norm)}), 2)
+    assert model['a'] is model['b'] is model['c'][0]
+    extracted = extract_branch(model, 0)
+    assert extracted['a'] is extracted['b'] is extracted['c'][0] and type(extracted['a']) is nn.BatchNorm2d
+
+
+def test_synchronized_branches_extract_as_the_batch_norm_they_were():
+    plain = conv_net().eval()
+    model = convert_sync_batchnorm(convert_multi_branch_bn(copy.deepcopy(plain), 2))
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    extracted = extract_branch(model, 1)
+    assert [type(module) for module in extracted.modules()] == [type(module) for module in plain.modules()]
+    images = torch.randn(2, 3, 9, 9)
+    assert torch.equal(extracted(images), plain(images))
