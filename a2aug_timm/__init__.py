@@ -2,3 +2,4 @@
 from .branches import MultiBranchBN, convert_multi_branch_bn, extract_branch, select_branch
 from .loss import A2AugLoss
 from .policies import MultiPolicyRandAugment, sample_policies
+from .task import A2AugTask

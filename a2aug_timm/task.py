@@ -1,0 +1,110 @@
+"""A²-Aug as a timm training task: the loop never learns that there are branches."""
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .loss import A2AugLoss
+
+
+class _A2AugModule(nn.Module):
+    """Network and loss in one module, so that DDP averages μ's gradient and EMA tracks μ."""
+
+    def __init__(self, model: nn.Module, loss: A2AugLoss):
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, images: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.model(images)
+        return {**self.loss(logits, target), 'output': logits}
+
+    def no_weight_decay(self) -> set[str]:
+        """Patterns of parameters without weight decay: the network's own, and μ."""
+        own = getattr(self.model, 'no_weight_decay', set)()
+        return {f'model.{name}' for name in own} | {'loss.mu_logits'}
+
+
+class A2AugTask(TrainingTask):
+    """Joint training of N branches with A²-Aug's loss.
+
+    ``task(images, target)`` takes a view-major batch and returns the dict of ``A2AugLoss`` with the logits as
+    ``output``. μ is trained with the network, averaged under DDP, tracked by EMA, and kept in checkpoints as the
+    task's own state, so that their ``state_dict`` is the network's alone.
+
+    Args:
+        model: Network with ``num_branches`` branches, or a plain one for the ablation with shared batch norm.
+        criterion: Classification loss of ``[B, K]`` logits and targets, returning a scalar.
+        num_branches: ``N``.
+        loss_kwargs: The other arguments of ``A2AugLoss``.
+        device: Device of the task.
+        dtype: Dtype of the task.
+        verbose: Log what timm's tasks log.
+
+    Shape:
+        Images ``[N*B, C, H, W]``, targets ``[B]`` or soft ``[B, K]``.
+
+    Source: A²-Aug §4, Eq. 5; timm ``TrainingTask``.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+            num_branches: int,
+            *,
+            loss_kwargs: dict[str, Any] | None = None,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
+            verbose: bool = True,
+    ):
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        loss = A2AugLoss(num_branches, criterion, **(loss_kwargs or {}))
+        self.trainable_module = _A2AugModule(model, loss).to(self.device)
+
+    def _module(self, ema: bool = False) -> _A2AugModule | None:
+        module = self.get_trainable_module(ema=ema)
+        return None if module is None else unwrap_model(module)
+
+    def mu(self, ema: bool = False) -> torch.Tensor:
+        """Weights of the branches in the ensemble, ``[N]``, without gradient."""
+        return self._module(ema).loss.mu.detach()
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs) -> 'A2AugTask':
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        module = unwrap_model(module) if module is not None else self._module(ema)
+        return None if module is None else module.model
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        module = self._module()
+        parameters = list(module.model.parameters())
+        return (parameters[:-2] if exclude_head else parameters) + list(module.loss.parameters())
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        module = unwrap_model(module) if module is not None else self._module(ema)
+        return {} if module is None else {'mu_logits': module.loss.mu_logits.detach()}
+
+    def load_task_state(
+            self,
+            state: dict[str, Any] | None,
+            strict: bool = True,
+            module: nn.Module | None = None,
+            ema: bool = False,
+    ) -> None:
+        if not state:
+            if strict:
+                raise ValueError('the checkpoint holds no μ; it is not one of an A²-Aug run')
+            return
+        module = unwrap_model(module) if module is not None else self._module(ema)
+        with torch.no_grad():
+            module.loss.mu_logits.copy_(state['mu_logits'])
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.trainable_module(input, target)

@@ -1,0 +1,174 @@
+"""N views of each image in one view-major batch: datasets, collate and seeding for timm's loader."""
+import hashlib
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageDataset
+from torch.utils.data import Dataset, default_collate, get_worker_info
+
+from .policies import MultiPolicyRandAugment
+
+_logger = logging.getLogger(__name__)
+
+_MAX_CONSECUTIVE_FAILURES = 10
+
+
+class SkippingDataset(Dataset):
+    """A map-style timm or torchvision dataset that steps over images which do not decode.
+
+    An image that fails is reported by path, counted, and replaced by the next one. Setting ``transform`` (timm's
+    ``create_loader`` does) sets what is applied to the decoded Pillow image.
+
+    Args:
+        dataset: Any map-style dataset of ``(Pillow image, target)``; its own transform is taken off.
+
+    Raises:
+        RuntimeError: 10 images in a row do not decode.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self.transform = dataset.transform
+        dataset.transform = None
+        # A spawn lock is the one that workers can inherit under either start method.
+        self._num_skipped = get_context('spawn').Value('q', 0)
+
+    def take_num_skipped(self) -> int:
+        """Number of images skipped by all workers since the last call."""
+        with self._num_skipped.get_lock():
+            num_skipped, self._num_skipped.value = self._num_skipped.value, 0
+        return num_skipped
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image, target = self._load(index)
+        return image if self.transform is None else self.transform(image), target
+
+    def _load(self, index: int) -> tuple[Image.Image, Any]:
+        for candidate in range(index, index + _MAX_CONSECUTIVE_FAILURES):
+            candidate %= len(self)
+            try:
+                return self._decode(candidate)
+            except OSError as error:
+                _logger.warning('Skipped %s: %s', self._path(candidate), error)
+                with self._num_skipped.get_lock():
+                    self._num_skipped.value += 1
+        raise RuntimeError(f'{_MAX_CONSECUTIVE_FAILURES} images in a row do not decode, beginning with '
+                           f'{self._path(index)}')
+
+    def _decode(self, index: int) -> tuple[Image.Image, Any]:
+        if not isinstance(self.dataset, ImageDataset):
+            return self.dataset[index]
+        # ImageDataset skips broken images itself but names only their index, so its reader is asked directly.
+        file, target = self.dataset.reader[index][:2]
+        with file:
+            image = Image.open(file)
+            return image.convert(self.dataset.input_img_mode or image.mode), -1 if target is None else target
+
+    def _path(self, index: int) -> str:
+        if isinstance(self.dataset, ImageDataset):
+            return self.dataset.filename(index, absolute=True)
+        samples = getattr(self.dataset, 'samples', None)
+        return samples[index][0] if samples else f'image {index}'
+
+
+class MultiViewDataset(SkippingDataset):
+    """N views of one image: the base transform, then each policy, then the transform to a tensor.
+
+    An item is ``((view_1, …, view_N), target)``. It depends on ``(seed, epoch, index)`` alone, not on the worker
+    that makes it, so a resumed run sees what an uninterrupted one would have seen. ``transform`` takes timm's three
+    stages (``create_loader(…, num_aug_splits=N)`` sets them): base, what follows the policies, and to tensor.
+
+    Args:
+        dataset: Map-style dataset of ``(Pillow image, target)``.
+        policies: The N fixed candidate policies.
+        seed: Seed of all random draws. Ranks share it: they differ in the indices that they are given.
+        independent_crops: Give each view a base transform (crop, flip) of its own instead of one shared draw.
+
+    Source: A²-Aug §4.2.
+    """
+
+    def __init__(
+            self,
+            dataset: Dataset,
+            policies: MultiPolicyRandAugment,
+            seed: int = 0,
+            independent_crops: bool = False,
+    ):
+        super().__init__(dataset)
+        self.policies = policies
+        self.seed = seed
+        self.independent_crops = independent_crops
+        self._epoch = get_context('spawn').Value('q', 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the draws of an epoch, in this process and in workers that already run."""
+        self._epoch.value = epoch
+
+    def __getitem__(self, index: int) -> tuple[tuple[Any, ...], Any]:
+        image, target = self._load(index)
+        base, after_policy, to_tensor = self.transform
+        with _seeded(f'{self.seed}/{self._epoch.value}/{index}'):
+            if self.independent_crops:
+                views = tuple(transform(base(image)) for transform in self.policies.transforms)
+            else:
+                views = self.policies(base(image))
+            return tuple(to_tensor(after_policy(view)) for view in views), target
+
+
+@contextmanager
+def _seeded(key: str) -> Iterator[None]:
+    """Seed the three global generators that timm's and torchvision's transforms draw from.
+
+    Without workers they are also the generators of the training process, which gets them back as they were.
+    """
+    in_worker = get_worker_info() is not None
+    before = None if in_worker else (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    digest = hashlib.sha256(key.encode()).digest()
+    random.seed(digest)
+    np.random.seed(list(digest[:16]))
+    torch.manual_seed(int.from_bytes(digest[:8], 'little'))
+    yield
+    if before is not None:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def collate_views(batch: Sequence[tuple[tuple[torch.Tensor, ...], Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack items of N views into a view-major batch, ``[N*B, C, H, W]``, and their targets, ``[B]``.
+
+    Rows ``[i*B, (i+1)*B)`` are view ``i`` of the ``B`` images. Each view is written once, in a worker straight
+    into shared memory.
+    """
+    num_views = len(batch[0][0])
+    images = default_collate([views[i] for i in range(num_views) for views, _ in batch])
+    return images, default_collate([target for _, target in batch])
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell data set and sampler of a loader, where they want to know, which epoch begins."""
+    for part in (loader.dataset, loader.sampler):
+        if hasattr(part, 'set_epoch'):
+            part.set_epoch(epoch)
+
+
+def start_workers(loader: Any) -> None:
+    """Start the persistent workers of a timm loader now rather than at its first epoch.
+
+    Starting draws from torch's global generator. A resumed run does it before it restores that generator, so that
+    its epochs begin in the same state as those of a run which never stopped.
+    """
+    data_loader = getattr(loader, 'loader', loader)
+    if data_loader.num_workers and data_loader.persistent_workers:
+        iter(data_loader)
+

@@ -1,0 +1,88 @@
+"""Engine: accumulation, evaluation and the guard against a loss that is not finite."""
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.task import ClassificationTask
+from torch import nn
+
+from a2aug_timm.engine import Averages, evaluate, train_one_epoch
+
+CPU = torch.device('cpu')
+
+
+def linear_task():
+    torch.manual_seed(0)
+    return ClassificationTask(nn.Linear(4, 3), nn.CrossEntropyLoss(), verbose=False)
+
+
+def data(num_batches, size=4):
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(size, 4, generator=generator), torch.randint(3, (size,), generator=generator))
+            for _ in range(num_batches)]
+
+
+def train(loader, **kwargs):
+    task = linear_task()
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    terms = train_one_epoch(task, loader, optimizer, epoch=0, device=CPU, **kwargs)
+    return task, terms
+
+
+def test_accumulating_batches_is_one_step_on_all_of_them():
+    batches = data(5)
+    accumulated, _ = train(batches, grad_accum_steps=2)
+    joined = [tuple(torch.cat(part) for part in zip(*batches[i:i + 2], strict=True)) for i in (0, 2, 4)]
+    whole, _ = train(joined)
+    torch.testing.assert_close(accumulated.state_dict(), whole.state_dict())
+
+
+def test_terms_are_means_over_images_and_log_steps_alone_report_them():
+    batches = [*data(3), *data(1, size=2)]
+    seen = []
+    task, terms = train(batches, log_interval=2, on_update=lambda *update: seen.append(update))
+    assert [update for update, *_ in seen] == [0, 1, 2, 3]
+    assert [terms is not None for _, terms, *_ in seen] == [True, False, True, True]
+    reference = linear_task()
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+    total = 0.
+    for images, target in batches:
+        loss = reference(images, target)['loss']
+        total += loss.item() * len(target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert terms['loss'] == pytest.approx(total / 14)
+    torch.testing.assert_close(task.state_dict(), reference.state_dict())
+
+
+def test_vector_terms_are_reported_one_by_one():
+    averages = Averages()
+    averages.update({'ce': torch.tensor([1., 2.])}, 1)
+    averages.update({'ce': torch.tensor([4., 8.])}, 2)
+    assert averages.read() == pytest.approx({'ce_0': 3., 'ce_1': 6.})
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_its_step():
+    batches = data(6)
+    batches[3][0][0, 0] = float('nan')
+    with pytest.raises(FloatingPointError, match='epoch 0, step 3'):
+        train(batches, log_interval=5)
+
+
+def test_evaluation_is_each_branch_alone_and_the_weighted_ensemble():
+    torch.manual_seed(0)
+    weights = torch.randn(2, 4, 7)
+    mu = torch.tensor([0.8, 0.2])
+    images, targets = torch.randn(10, 4), torch.randint(7, (10,))
+    loader = [(images[:6], targets[:6]), (images[6:], targets[6:])]
+    results = evaluate(lambda x: torch.einsum('bd,ndk->nbk', x, weights), mu, loader, device=CPU)
+
+    logits = [images @ weight for weight in weights]
+    logits.append(0.8 * logits[0] + 0.2 * logits[1])
+    assert len(results) == 3
+    for one, result in zip(logits, results, strict=True):
+        assert result['loss'] == pytest.approx(F.cross_entropy(one, targets).item(), rel=1e-5)
+        for k in (1, 5):
+            hits = (one.topk(k).indices == targets[:, None]).any(1).float().mean()
+            assert result[f'top{k}'] == pytest.approx(100 * hits.item(), rel=1e-5)
+    assert len(evaluate(lambda x: (x @ weights[0])[None], torch.ones(1), loader, device=CPU)) == 1

@@ -1,0 +1,101 @@
+"""Task: μ in optimizer, EMA, clipping and checkpoints; two ranks agree on it."""
+import torch
+import torch.multiprocessing as mp
+from timm.optim import create_optimizer_v2
+from torch import distributed as dist
+from torch import nn
+
+from a2aug_timm import A2AugLoss, A2AugTask, convert_multi_branch_bn
+
+N, B = 2, 4
+
+
+def build(seed=0, **loss_kwargs):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    return A2AugTask(convert_multi_branch_bn(model, N), nn.CrossEntropyLoss(), N, loss_kwargs=loss_kwargs,
+                     verbose=False)
+
+
+def batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(N * B, 1, 6, 6, generator=generator)
+    images[B:] *= 3
+    return images, torch.randint(3, (B,), generator=generator)
+
+
+def test_a_task_returns_the_losses_of_its_logits_and_the_logits():
+    task = build(kl_weight=0.5)
+    images, target = batch()
+    result = task(images, target)
+    expected = A2AugLoss(N, nn.CrossEntropyLoss(), kl_weight=0.5)(result['output'], target)
+    assert result['output'].shape == (N * B, 3)
+    for name, value in expected.items():
+        assert torch.equal(result[name], value)
+
+
+def test_mu_has_no_weight_decay_and_is_clipped_but_is_never_taken_for_the_head():
+    task = build()
+    optimizer = create_optimizer_v2(task.get_trainable_module(), opt='sgd', lr=0.1, weight_decay=0.5)
+    mu = task.trainable_module.loss.mu_logits
+    groups = [group for group in optimizer.param_groups if any(p is mu for p in group['params'])]
+    assert len(groups) == 1 and groups[0]['weight_decay'] == 0
+    head = task.get_eval_model()[-1]
+    parameters = task.get_clip_parameters(exclude_head=True)
+    assert any(p is mu for p in parameters) and not any(p is q for p in parameters for q in head.parameters())
+    assert len(task.get_clip_parameters()) == len(parameters) + 2
+
+
+def test_ema_tracks_mu_and_a_checkpoint_holds_both():
+    task = build()
+    task.setup_ema(decay=0.75)
+    with torch.no_grad():
+        task.trainable_module.loss.mu_logits.copy_(torch.tensor([1., -1.]))
+    task.update_ema()
+    torch.testing.assert_close(task.mu(ema=True), torch.tensor([0.25, -0.25]).softmax(0))
+    state = {**task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True)}
+    assert state['state_dict'].keys() == task.get_eval_model().state_dict().keys()
+    assert not any('mu' in key for key in state['state_dict'])
+
+    other = build(seed=1)
+    other.setup_ema()
+    other.load_checkpoint_state(state['state_dict'], state['task_state'])
+    other.load_checkpoint_state(state['state_dict_ema'], state['task_state_ema'], ema=True)
+    for ema in (False, True):
+        torch.testing.assert_close(other.mu(ema), task.mu(ema))
+        torch.testing.assert_close(
+            other.get_eval_model(ema=ema).state_dict(), task.get_eval_model(ema=ema).state_dict())
+
+
+def _train_rank(rank, store, results):
+    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
+    task = build(seed=rank)  # DDP must overwrite the second rank's weights
+    task.prepare_distributed()
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.5)
+    for step in range(5):
+        optimizer.zero_grad()
+        task(*batch(seed=10 * step + rank))['loss'].backward()
+        optimizer.step()
+    results[rank] = (task.mu().tolist(), [p.detach().sum().item() for p in task.parameters()])
+    dist.destroy_process_group()
+
+
+def test_two_ranks_train_to_the_same_mu_by_the_mean_of_their_gradients(tmp_path):
+    results = mp.get_context('spawn').Manager().dict()
+    mp.spawn(_train_rank, args=(tmp_path / 'store', results), nprocs=2)
+    assert results[0] == results[1]
+
+    # One process that averages the two ranks' gradients of μ by hand.
+    replicas = [build(), build()]
+    for step in range(5):
+        for rank, task in enumerate(replicas):
+            task.zero_grad()
+            task(*batch(seed=10 * step + rank))['loss'].backward()
+        with torch.no_grad():
+            for one, other in zip(*(task.parameters() for task in replicas), strict=True):
+                mean = (one.grad + other.grad) / 2
+                one -= 0.5 * mean
+                other -= 0.5 * mean
+    torch.testing.assert_close(torch.tensor(results[0][0]), replicas[0].mu())
+    assert abs(results[0][0][0] - 0.5) > 1e-3

@@ -1,0 +1,147 @@
+"""Views: order, shared crops, seeding that no worker changes, and broken images."""
+import logging
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_loader
+from torch.utils.data import DataLoader, Dataset
+
+from a2aug_timm import MultiPolicyRandAugment, sample_policies
+from a2aug_timm.views import MultiViewDataset, SkippingDataset, collate_views, set_epoch, start_workers
+
+UNTOUCHED = ['rand-m1-n1-p0-tpublished', 'rand-m2-n1-p0-tpublished']  # probability 0: the base image
+
+
+class Squares(Dataset):
+    """Images of one gray value, their index."""
+
+    def __init__(self, size=12):
+        self.size, self.transform = size, None
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return Image.new('L', (8, 8), index), index
+
+
+def to_pixels(image):
+    return torch.from_numpy(np.array(image))
+
+
+def same(image):
+    return image
+
+
+def jitter(image):
+    shift = random.randint(0, 20) + np.random.randint(20) + int(torch.randint(20, ()))
+    return Image.fromarray(np.asarray(image) + np.uint8(shift))
+
+
+def views_of(dataset, base=jitter):
+    dataset.transform = (base, same, to_pixels)
+    return dataset
+
+
+class Shifts(MultiPolicyRandAugment):
+    """View i is the image plus 100 * i, to tell the views apart."""
+
+    def __init__(self):
+        self.transforms = [lambda image, i=i: Image.fromarray(np.asarray(image) + np.uint8(100 * i)) for i in range(2)]
+
+
+def test_a_batch_is_view_major_with_one_target_an_image():
+    dataset = views_of(MultiViewDataset(Squares(), Shifts()), base=same)
+    images, targets = next(iter(DataLoader(dataset, batch_size=3, collate_fn=collate_views)))
+    assert images[:, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
+    assert images.shape == (6, 8, 8) and targets.tolist() == [0, 1, 2]
+
+
+def test_views_share_their_base_unless_crops_are_independent():
+    policies = MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,))
+    for independent in (False, True):
+        dataset = views_of(MultiViewDataset(Squares(), policies, independent_crops=independent))
+        equal = [bool((views[0] == views[1]).all()) for views, _ in (dataset[i] for i in range(12))]
+        assert all(equal) if not independent else not all(equal)
+
+
+def batches(workers, context=None, epoch=0, seed=0):
+    dataset = views_of(MultiViewDataset(
+        Squares(), MultiPolicyRandAugment(sample_policies(2, 0), img_size=8, mean=(0.5,)), seed=seed))
+    dataset.set_epoch(epoch)
+    loader = DataLoader(
+        dataset, batch_size=4, num_workers=workers, collate_fn=collate_views, multiprocessing_context=context)
+    return torch.cat([images for images, _ in loader])
+
+
+def test_views_depend_on_seed_epoch_and_index_alone_not_on_workers_or_their_start_method():
+    expected = batches(0)
+    for workers, context in ((1, 'fork'), (2, 'fork'), (2, 'spawn')):
+        assert torch.equal(batches(workers, context), expected)
+    assert not torch.equal(batches(0, epoch=1), expected)
+    assert not torch.equal(batches(0, seed=1), expected)
+
+
+def test_workers_that_live_on_follow_the_epoch():
+    dataset = views_of(MultiViewDataset(Squares(), MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,))))
+    loader = DataLoader(dataset, batch_size=12, num_workers=1, collate_fn=collate_views, persistent_workers=True)
+    start_workers(loader)
+    epochs = []
+    for epoch in (0, 1, 0):
+        set_epoch(loader, epoch)
+        epochs.append(next(iter(loader))[0])
+    assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
+
+
+def test_loading_without_workers_leaves_the_training_process_its_random_state():
+    dataset = views_of(MultiViewDataset(Squares(), MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,))))
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    dataset[3]
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+@pytest.mark.parametrize('prefetcher', [True, False])
+def test_timms_loader_crops_erases_and_normalises_every_view(image_folder, prefetcher):
+    images = create_dataset('', root=image_folder, split='train')
+    dataset = MultiViewDataset(images, MultiPolicyRandAugment(UNTOUCHED, img_size=16))
+    loader = create_loader(
+        dataset, (3, 16, 16), batch_size=8, is_training=True, num_aug_splits=2, collate_fn=collate_views,
+        color_jitter=None, num_workers=0, use_prefetcher=prefetcher, device=torch.device('cpu'), re_prob=1.,
+        re_mode='const', mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    images, targets = next(iter(loader))
+    assert images.shape == (16, 3, 16, 16) and images.dtype == torch.float32 and targets.shape == (8,)
+    first, second = images.chunk(2)
+    erased = (images == 0).all(1).flatten(1).float().mean(1)
+    assert (erased > 0.015).all()  # each view of each image
+    kept = ((first != 0) & (second != 0)).all(1, keepdim=True).expand_as(first)
+    assert torch.equal(first[kept], second[kept]) and not torch.equal(first, second)
+    assert -2 <= images.min() < -0.5 and 0.5 < images.max() <= 2
+
+
+def test_broken_images_are_named_counted_and_replaced_by_the_next(image_folder, caplog):
+    broken = image_folder / 'train' / 'cat' / '1.jpg'
+    broken.write_bytes(broken.read_bytes()[:300])
+    images = create_dataset('', root=image_folder, split='train')
+    index = images.filenames(absolute=True).index(str(broken))
+    dataset = SkippingDataset(images)
+    dataset.transform = to_pixels
+    with caplog.at_level(logging.WARNING):
+        image, target = dataset[index]
+    assert str(broken) in caplog.text
+    assert torch.equal(image, dataset[index + 1][0]) and target == dataset[index + 1][1]
+    assert dataset.take_num_skipped() == 1 and dataset.take_num_skipped() == 0
+
+    for context in ('fork', 'spawn'):
+        list(DataLoader(dataset, batch_size=6, num_workers=2, multiprocessing_context=context))
+        assert dataset.take_num_skipped() == 1
+
+
+def test_ten_broken_images_in_a_row_stop(image_folder):
+    for path in (image_folder / 'train' / 'cat').iterdir():
+        path.write_bytes(b'no image')
+    dataset = SkippingDataset(create_dataset('', root=image_folder, split='train'))
+    with pytest.raises(RuntimeError, match='10 images in a row'):
+        dataset[0]
