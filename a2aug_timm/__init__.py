@@ -1,5 +1,12 @@
-"""A²-Aug for timm: train one network jointly under N augmentation policies and keep the best branch."""
+"""A²-Aug for timm: train one network jointly under N augmentation policies and keep the best branch.
+
+Importing it adds the keyword ``pretrained_file`` to ``timm.create_model``, see ``pretrained_file.py``.
+"""
 from .branches import MultiBranchBN, convert_multi_branch_bn, extract_branch, select_branch
+from .export import export_branch
 from .loss import A2AugLoss
 from .policies import MultiPolicyRandAugment, sample_policies
+from .pretrained_file import add_pretrained_file
 from .task import A2AugTask
+
+add_pretrained_file()

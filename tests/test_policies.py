@@ -107,6 +107,12 @@ def test_every_family_works_on_grayscale(policy):
         assert view.mode == 'L' and view.size == (28, 28)
 
 
+def test_timms_strongest_posterize_is_a_black_image_and_no_error():
+    transform = MultiPolicyRandAugment(['rand-m10-n1-p1.0-inc1']).transforms[0].transforms[0]
+    op, = (op for op in transform.ops if op.name == 'PosterizeIncreasing')
+    assert not pixels(op(noise())).any()
+
+
 def test_an_image_becomes_one_view_a_policy_in_order():
     transform = MultiPolicyRandAugment(['rand-m9-n1-p0-tpublished', 'rand-m9-n2-p1.0-tpublished', '3a'])
     views = transform(noise())

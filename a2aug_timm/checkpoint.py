@@ -1,0 +1,242 @@
+"""Checkpoints that a kill cannot break: atomic writes, the best k, and everything that a resume needs."""
+import argparse
+import json
+import operator
+import os
+import pickle
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from timm.models import clean_state_dict
+from timm.scheduler.scheduler import Scheduler
+from timm.task import TrainingTask
+from torch import distributed as dist
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+# What timm's plateau schedule remembers between epochs; timm's others are functions of the epoch alone.
+_PLATEAU_STATE = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write to, which becomes ``path`` in one step if the block ends well."""
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        yield temporary
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of ours or of timm's onto the CPU.
+
+    A ``.safetensors`` file becomes a dict of its ``state_dict`` and of the JSON values of its metadata.
+
+    Raises:
+        ValueError: No file there, not a checkpoint, or a pickle that is more than tensors and primitives; nothing of
+            it was run.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no checkpoint '{path}'")
+    if Path(path).suffix == '.safetensors':
+        return _read_safetensors(path)
+    try:
+        # timm's own training checkpoints hold their arguments as a Namespace.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler fail in any way
+        is_code = re.search(r'(?i)unsupported (global|class)|reduce', str(error))
+        if is_code and isinstance(error, pickle.UnpicklingError):
+            raise ValueError(f"'{path}' holds more than tensors and primitives and was not loaded") from error
+        raise ValueError(f"'{path}' is not a checkpoint or is damaged") from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"'{path}' holds no dict of tensors")
+    return checkpoint
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Any]:
+    try:
+        with safetensors.safe_open(path, 'pt') as file:
+            metadata = file.metadata() or {}
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"'{path}' is not a safetensors file or is damaged") from error
+    values = {key: json.loads(metadata[key]) for key in ('config', 'metadata') if key in metadata}
+    return {'state_dict': state_dict, **values}
+
+
+def state_dict_of(checkpoint: dict[str, Any], use_ema: bool = False) -> dict[str, torch.Tensor]:
+    """Weights of a checkpoint: its ``state_dict``, or the EMA's, or the dict itself.
+
+    Raises:
+        ValueError: EMA weights are asked for and there are none, or there are no weights.
+    """
+    if use_ema and checkpoint.get('state_dict_ema') is None:
+        raise ValueError('the checkpoint holds no EMA weights')
+    state_dict = checkpoint.get('state_dict_ema' if use_ema else 'state_dict', checkpoint)
+    state_dict = clean_state_dict(state_dict)
+    if not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise ValueError('the checkpoint holds no state_dict')
+    return state_dict
+
+
+def check_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
+    """Raise ``ValueError``, naming the first key that is missing, left over or of another shape, if weights do not fit.
+    """
+    own = model.state_dict()
+    odd = sorted(own.keys() ^ state_dict.keys())
+    if odd:
+        side = 'lacks' if odd[0] in own else 'has an unknown'
+        raise ValueError(f"'{source}' does not fit the model: it {side} '{odd[0]}' ({len(odd)} such keys)")
+    for key, value in own.items():
+        if value.shape != state_dict[key].shape:
+            raise ValueError(f"'{source}' does not fit the model: '{key}' is {list(state_dict[key].shape)}, "
+                             f'the model needs {list(value.shape)}')
+
+
+def rng_state() -> dict[str, Any]:
+    """State of this process's global generators, as primitives and tensors."""
+    name, keys, *rest = np.random.get_state()
+    state = {'python': random.getstate(), 'numpy': (name, keys.tolist(), *rest), 'torch': torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what ``rng_state`` returned."""
+    version, keys, gauss = state['python']
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state(tuple(state['numpy']))
+    torch.set_rng_state(state['torch'])
+    if 'cuda' in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'])
+
+
+def gather_rng_states() -> list[dict[str, Any]]:
+    """``rng_state`` of every rank; every rank must call this."""
+    if not dist.is_initialized():
+        return [rng_state()]
+    states = [None] * dist.get_world_size()
+    dist.all_gather_object(states, rng_state())
+    return states
+
+
+def training_state(
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Scheduler | None,
+        loss_scaler: Any = None,
+) -> dict[str, Any]:
+    """Entries of a checkpoint that hold a run's tensors, under timm's names."""
+    state = {**task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True), 'optimizer': optimizer.state_dict()}
+    if loss_scaler is not None:
+        state[loss_scaler.state_dict_key] = loss_scaler.state_dict()
+    if plateau := _plateau_of(lr_scheduler):
+        state['plateau'] = {name: getattr(plateau, name) for name in _PLATEAU_STATE}
+    return state
+
+
+def load_training_state(
+        checkpoint: dict[str, Any],
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer | None,
+        lr_scheduler: Scheduler | None,
+        loss_scaler: Any = None,
+) -> None:
+    """Restore what ``training_state`` returned; EMA weights once ``task`` has an EMA.
+
+    Args:
+        optimizer: None leaves the optimizer, its scaler and the schedule as they are.
+    """
+    task.load_checkpoint_state(state_dict_of(checkpoint), checkpoint.get('task_state'))
+    if task.has_ema():
+        ema = '_ema' if checkpoint.get('state_dict_ema') is not None else ''
+        task.load_checkpoint_state(
+            state_dict_of(checkpoint, use_ema=bool(ema)), checkpoint.get(f'task_state{ema}'), ema=True)
+    if optimizer is None:
+        return
+    if 'optimizer' in checkpoint:
+        optimizer.load_state_dict(checkpoint['optimizer'])
+    if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
+        loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
+    if plateau := _plateau_of(lr_scheduler):
+        for name, value in checkpoint.get('plateau', {}).items():
+            setattr(plateau, name, value)
+
+
+def _plateau_of(lr_scheduler: Scheduler | None) -> ReduceLROnPlateau | None:
+    inner = getattr(lr_scheduler, 'lr_scheduler', None)
+    return inner if isinstance(inner, ReduceLROnPlateau) else None
+
+
+class CheckpointKeeper:
+    """Keeps ``last``, the best k and ``model_best`` of a run, under timm's names.
+
+    Args:
+        folder: The run's folder.
+        max_history: ``k``, at least 1.
+        decreasing: The metric is better when lower.
+    """
+
+    def __init__(self, folder: str | Path, max_history: int = 10, decreasing: bool = False):
+        self.folder = Path(folder)
+        self.max_history = max_history
+        self.better = operator.lt if decreasing else operator.gt
+        self.best_metric: float | None = None
+        self.best_epoch: int | None = None
+        self._kept: list[tuple[str, float]] = []
+
+    def save(self, state: dict[str, Any], epoch: int, metric: float) -> bool:
+        """Write the checkpoint of an epoch and return whether it is the best so far."""
+        is_best = self.best_metric is None or self.better(metric, self.best_metric)
+        if is_best:
+            self.best_metric, self.best_epoch = metric, epoch
+        name = f'checkpoint-{epoch}.pth.tar'
+        kept = [item for item in self._kept if item[0] != name]
+        # A stable sort: of equals the earlier epoch stays.
+        kept = sorted([*kept, (name, metric)], key=lambda item: item[1], reverse=self.better is operator.gt)
+        dropped = {item[0] for item in [*self._kept, *kept[self.max_history:]]}
+        self._kept = kept[:self.max_history]
+        keeper = {'best_metric': self.best_metric, 'best_epoch': self.best_epoch, 'kept': self._kept}
+        state = {**state, 'epoch': epoch, 'version': 2, 'metric': metric, 'keeper': keeper}
+
+        # `last` is replaced at the end: after a kill before that, the epoch is repeated and its files written again.
+        with atomic_write(self.folder / 'last.pth.tar') as path:
+            torch.save(state, path)
+            if (name, metric) in self._kept:
+                _link(path, self.folder / name)
+            if is_best:
+                _link(path, self.folder / 'model_best.pth.tar')
+        for name in dropped - {item[0] for item in self._kept}:
+            (self.folder / name).unlink(missing_ok=True)
+        return is_best
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Continue with the best metric and the kept files of a checkpoint, as far as they are in the folder."""
+        keeper = checkpoint.get('keeper')
+        if keeper is None:
+            return
+        self.best_metric, self.best_epoch = keeper['best_metric'], keeper['best_epoch']
+        self._kept = [(name, metric) for name, metric in keeper['kept'] if (self.folder / name).exists()]
+
+
+def _link(source: Path, target: Path) -> None:
+    with atomic_write(target) as path:
+        try:
+            os.link(source, path)
+        except OSError:
+            shutil.copyfile(source, path)

@@ -1,0 +1,163 @@
+"""A branch as an ordinary timm model: written as a folder that timm loads, and built again from what it says.
+
+As a program: ``python -m a2aug_timm.export CHECKPOINT --branch best|i|all -o FOLDER``.
+"""
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from timm.models._hub import save_config_for_hf
+from timm.utils import unwrap_model
+from torch import nn
+
+from ..branches import convert_multi_branch_bn, extract_branch, num_branches_of
+from ..checkpoint import atomic_write, check_weights, read_checkpoint, state_dict_of
+
+
+def model_config(
+        model: nn.Module,
+        data_config: dict[str, Any] | None = None,
+        label_names: list[str] | None = None,
+) -> dict[str, Any]:
+    """Describe a timm model in the schema of timm's ``config.json``: all that is needed to build it again.
+
+    Args:
+        model: Plain or multi-branch model that ``timm.create_model`` built.
+        data_config: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``.
+        label_names: Name of each class.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'config.json'
+        extra = {'label_names': list(label_names)} if label_names else {}
+        save_config_for_hf(unwrap_model(model), path, model_config=extra, data_config=data_config)
+        config = json.loads(path.read_text(encoding='utf-8'))
+    # transformers refuses a class count that is given twice.
+    config.get('model_args', {}).pop('num_classes', None)
+    return config
+
+
+def build_model(config: dict[str, Any], num_branches: int = 1) -> nn.Module:
+    """Build the model that ``model_config`` described, without its weights.
+
+    Raises:
+        ValueError: This timm has no such architecture.
+    """
+    if not timm.is_model(config['architecture']):
+        raise ValueError(f"this timm {timm.__version__} has no model '{config['architecture']}'")
+    pretrained_cfg = {**config['pretrained_cfg'], 'architecture': config['architecture'],
+                      'num_classes': config['num_classes']}
+    model = timm.create_model(
+        config['architecture'], pretrained_cfg=pretrained_cfg, num_classes=config['num_classes'],
+        **config.get('model_args', {}))
+    return convert_multi_branch_bn(model, num_branches) if num_branches > 1 else model
+
+
+def export_branch(
+        model: nn.Module,
+        branch: int,
+        folder: str | Path,
+        *,
+        data_config: dict[str, Any] | None = None,
+        label_names: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+) -> None:
+    """Write one branch as a plain timm model: ``model.safetensors``, ``config.json`` and ``checkpoint.pth.tar``.
+
+    Each file is replaced in one step, and each tells alone what it holds, so a kill never leaves a folder that does
+    not load.
+
+    Args:
+        model: Multi-branch model, or a plain one as branch 0.
+        branch: Index of the branch.
+        folder: Created if it is not there.
+        data_config: Preprocessing of the images, see ``model_config``.
+        label_names: Name of each class.
+        metadata: JSON values that say where the branch comes from (policy, μ, metrics).
+
+    Raises:
+        ValueError: There is no such branch.
+    """
+    if num_branches_of(model) > 1:
+        plain = extract_branch(model, branch)
+    elif branch != 0:
+        raise ValueError(f'there is no branch {branch}; a plain model is branch 0')
+    else:
+        plain = unwrap_model(model)
+    config = model_config(plain, data_config, label_names)
+    metadata = {**(metadata or {}), 'branch': branch}
+    # A copy of each, since safetensors takes neither strided nor shared tensors.
+    state_dict = {key: value.detach().cpu().contiguous().clone() for key, value in plain.state_dict().items()}
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / 'config.json') as path:
+        path.write_text(json.dumps(config, indent=2), encoding='utf-8')
+    with atomic_write(folder / 'checkpoint.pth.tar') as path:
+        torch.save(
+            {'arch': config['architecture'], 'state_dict': state_dict, 'config': config, 'metadata': metadata}, path)
+    with atomic_write(folder / 'model.safetensors') as path:
+        safetensors.torch.save_file(state_dict, path, metadata={
+            'format': 'pt', 'config': json.dumps(config), 'metadata': json.dumps(metadata)})
+
+
+def read_config(path: str | Path) -> dict[str, Any] | None:
+    """The ``model_config`` that a weight file carries, or that lies beside it; None if there is neither.
+
+    Raises:
+        ValueError: The file is not there, or is no weight file.
+    """
+    config = read_checkpoint(path).get('config')
+    beside = Path(path).with_name('config.json')
+    if config is None and beside.is_file():
+        config = json.loads(beside.read_text(encoding='utf-8'))
+    return config
+
+
+def load_branches(checkpoint: dict[str, Any], source: str, use_ema: bool | None = None) -> nn.Module:
+    """Build the model of one of our checkpoints, with all its branches and weights.
+
+    Args:
+        use_ema: EMA weights or not; None takes those that the run judged.
+
+    Raises:
+        ValueError: The checkpoint is not one of ours, or holds no EMA weights.
+    """
+    run = checkpoint.get('a2aug')
+    if run is None:
+        raise ValueError(f"'{source}' is not a checkpoint of a2aug_timm's train.py")
+    model = build_model(run['config'], 1 if run['shared_bn'] else run['num_branches'])
+    state_dict = state_dict_of(checkpoint, run['judged_ema'] if use_ema is None else use_ema)
+    check_weights(model, state_dict, source)
+    model.load_state_dict(state_dict)
+    return model
+
+
+def resolve_branches(branch: str, run: dict[str, Any], model: nn.Module) -> list[int]:
+    """Indices that ``best``, ``all`` or a number mean for a checkpoint.
+
+    Raises:
+        ValueError: There is no such branch.
+    """
+    num_branches = num_branches_of(model)
+    if branch == 'best':
+        return [run.get('best_branch') or 0]
+    if branch == 'all':
+        return list(range(num_branches))
+    if not branch.isdecimal() or int(branch) >= num_branches:
+        raise ValueError(f"there is no branch '{branch}'; this checkpoint has branches 0 to {num_branches - 1}, "
+                         "'best' and 'all'")
+    return [int(branch)]
+
+
+def branch_metadata(run: dict[str, Any], branch: int) -> dict[str, Any]:
+    """What an export says of its branch."""
+    return {
+        'policy': run['policies'][branch] if branch < len(run['policies']) else None,
+        'mu': run['mu'][branch],
+        'metrics': run['metrics'][branch] if run['metrics'] else None,
+        'epoch': run['epoch'],
+    }

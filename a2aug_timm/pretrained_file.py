@@ -1,0 +1,41 @@
+"""The keyword ``pretrained_file`` of ``timm.create_model``, which importing this package adds."""
+import functools
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from .export import read_config
+
+
+def add_pretrained_file() -> None:
+    """Teach ``timm.create_model`` the keyword ``pretrained_file``; every other call passes through untouched.
+
+    ``timm.create_model('resnet50', pretrained_file='…/model.safetensors')`` loads a weight file and takes class
+    count, input and model arguments from its metadata or from the ``config.json`` beside it. Keywords of the call
+    win over them, as they do for ``pretrained=True``: another ``num_classes`` gives a new head. Calling this twice
+    changes nothing.
+    """
+    original = timm.models.create_model
+    if hasattr(original, 'takes_pretrained_file'):
+        return
+
+    @functools.wraps(original)
+    def create_model(model_name: str, *args: Any, pretrained_file: str | Path | None = None, **kwargs: Any):
+        if pretrained_file is None:
+            return original(model_name, *args, **kwargs)
+        config = read_config(pretrained_file) or {}
+        architecture = timm.models.parse_model_name(model_name)[1].split('.')[0]
+        if config.get('architecture', architecture) != architecture:
+            raise ValueError(f"'{pretrained_file}' holds a {config['architecture']}, not a {architecture}")
+        overlay = {**config.get('pretrained_cfg', {}), **kwargs.pop('pretrained_cfg_overlay', {})}
+        overlay['file'] = str(pretrained_file)
+        num_classes = config.get('num_classes', kwargs.get('num_classes'))
+        if num_classes is not None:
+            overlay['num_classes'] = num_classes
+        kwargs = {**config.get('model_args', {}), 'num_classes': num_classes, **kwargs, 'pretrained': True}
+        return original(model_name, *args, pretrained_cfg_overlay=overlay, **kwargs)
+
+    create_model.takes_pretrained_file = True
+    for module in (timm, timm.models, timm.models._factory):
+        module.create_model = create_model

@@ -1,0 +1,96 @@
+"""A run's folder: args.yaml, summary.csv, checkpoints, and export/ with the best branch."""
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from .checkpoint import CheckpointKeeper, atomic_write
+from .export import branch_metadata, export_branch
+from .summary import write_summary
+
+
+def choose_folder(
+        output: str | Path,
+        experiment: str = '',
+        name: str = '',
+        resumed: str | Path | None = None,
+) -> Path:
+    """The folder for a run: the one of the run that is resumed, else one that holds no run yet.
+
+    Args:
+        output: Folder of runs.
+        experiment: Name of the folder in it; a date and ``name`` if empty.
+        name: What to call a run without a name of its own.
+        resumed: Folder of a checkpoint that goes on; taken if it is a run's.
+
+    Raises:
+        ValueError: The experiment exists already and is not the run that is resumed.
+    """
+    if resumed is not None and (Path(resumed) / 'args.yaml').exists():
+        return Path(resumed)
+    if experiment:
+        path = Path(output) / experiment
+        if (path / 'args.yaml').exists():
+            raise ValueError(f"'{path}' holds a run already; continue it with --resume {path / 'last.pth.tar'}, or "
+                             'choose another --experiment')
+        return path
+    name = f'{datetime.now():%Y%m%d-%H%M%S}-{name}'
+    taken = {path.name for path in Path(output).glob(f'{name}*')}
+    return Path(output) / next(new for new in (name, *(f'{name}-{i}' for i in range(2, 1000))) if new not in taken)
+
+
+class RunFolder:
+    """Where one run is kept. Only the first rank may write to it.
+
+    Args:
+        path: The folder; created by ``begin``.
+        max_history: Number of best checkpoints to keep.
+        decreasing: The metric is better when lower.
+    """
+
+    def __init__(self, path: str | Path, max_history: int = 10, decreasing: bool = False):
+        self.path = Path(path)
+        self.export_path = self.path / 'export'
+        self.last_path = self.path / 'last.pth.tar'
+        self.keeper = CheckpointKeeper(self.path, max_history, decreasing)
+        self.history: list[dict[str, Any]] = []
+
+    def resume(self, checkpoint: dict[str, Any]) -> None:
+        """Continue with the history, best metric and kept files of a checkpoint."""
+        self.history = list(checkpoint.get('history', []))
+        self.keeper.load(checkpoint)
+
+    def begin(self, args: dict[str, Any]) -> None:
+        """Create the folder and write ``args.yaml``, which ``-c`` reads again."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.path / 'args.yaml') as path:
+            path.write_text(yaml.safe_dump(args, sort_keys=False, allow_unicode=True), encoding='utf-8')
+
+    def save(
+            self,
+            model: nn.Module,
+            state: dict[str, Any],
+            row: dict[str, Any],
+            record: dict[str, Any],
+            metric: float,
+    ) -> None:
+        """Keep an epoch: the checkpoint, its row of the summary, and the export if it is the best so far.
+
+        Args:
+            model: The judged model, with all its branches.
+            state: Tensors and arguments of the checkpoint.
+            row: As ``summary_row`` made it.
+            record: What the checkpoint says of the run: policies, μ, metrics, best branch, model and data config.
+            metric: What makes the epoch better or worse.
+        """
+        self.history.append(row)
+        is_best = self.keeper.save(
+            {**state, 'a2aug': record, 'history': self.history}, epoch=row['epoch'], metric=metric)
+        write_summary(self.path / 'summary.csv', self.history)
+        if is_best:
+            branch = record['best_branch']
+            export_branch(
+                model, branch, self.export_path, data_config=record['data_config'],
+                label_names=record['config'].get('label_names'), metadata=branch_metadata(record, branch))
