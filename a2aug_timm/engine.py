@@ -64,19 +64,73 @@ class FiniteLossGuard:
             raise FloatingPointError(f'the loss is not finite at epoch {self._epoch}, step {step}')
 
 
+class OptimizerStep:
+    """Backward pass and update of a task: scaling, clipping, EMA and schedule, in timm's order.
+
+    Args:
+        task: The task that is trained.
+        optimizer: Optimizer of its parameters.
+        lr_scheduler: timm scheduler, told of every update.
+        loss_scaler: timm's scaler, for float16.
+        clip_grad: Clip gradients at this value; ``clip_mode`` is ``norm``, ``value`` or ``agc``.
+    """
+
+    def __init__(
+            self,
+            task: TrainingTask,
+            optimizer: torch.optim.Optimizer,
+            *,
+            lr_scheduler: Any = None,
+            loss_scaler: Any = None,
+            clip_grad: float | None = None,
+            clip_mode: str = 'norm',
+    ):
+        self.task = task
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.loss_scaler = loss_scaler
+        self.clip_grad = clip_grad
+        self.clip_mode = clip_mode
+
+    @property
+    def lr(self) -> float:
+        """Mean learning rate of the parameter groups."""
+        rates = [group['lr'] for group in self.optimizer.param_groups]
+        return sum(rates) / len(rates)
+
+    def backward(self, loss: torch.Tensor, need_update: bool) -> None:
+        """Accumulate gradients and, at the end of an accumulation, update the parameters."""
+        second_order = getattr(self.optimizer, 'is_second_order', False)
+        parameters = None
+        if self.clip_grad is not None:
+            parameters = self.task.get_clip_parameters(exclude_head='agc' in self.clip_mode)
+        if self.loss_scaler is not None:
+            self.loss_scaler(
+                loss, self.optimizer, clip_grad=self.clip_grad, clip_mode=self.clip_mode, parameters=parameters,
+                create_graph=second_order, need_update=need_update)
+            return
+        loss.backward(create_graph=second_order)
+        if need_update:
+            if parameters is not None:
+                dispatch_clip_grad(parameters, value=self.clip_grad, mode=self.clip_mode)
+            self.optimizer.step()
+
+    def finish(self, num_updates: int) -> None:
+        """After an update: clear gradients, move EMA and schedule on to the given number of updates."""
+        self.optimizer.zero_grad()
+        self.task.update_ema(step=num_updates)
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step_update(num_updates=num_updates)
+
+
 def train_one_epoch(
-        task: TrainingTask,
+        step: OptimizerStep,
         loader: Any,
-        optimizer: torch.optim.Optimizer,
         *,
         epoch: int,
         device: torch.device,
-        lr_scheduler: Any = None,
         autocast: Autocast = nullcontext,
-        loss_scaler: Any = None,
         grad_accum_steps: int = 1,
-        clip_grad: float | None = None,
-        clip_mode: str = 'norm',
         channels_last: bool = False,
         log_interval: int = 50,
         on_update: Callable[[int, dict[str, float] | None, float, float], None] = lambda *_: None,
@@ -84,8 +138,8 @@ def train_one_epoch(
     """Train for one pass over the loader.
 
     Args:
-        on_update: Called after every optimizer step with its number, the mean loss terms of the epoch so far (at log
-            steps, else None), the images a second since the last log step, and the learning rate that the step had.
+        on_update: Called after every update with its number, the mean loss terms of the epoch so far (at log steps,
+            else None), the images a second since the last log step, and the learning rate of the update.
 
     Returns:
         Mean loss terms of the epoch over all ranks.
@@ -93,80 +147,40 @@ def train_one_epoch(
     Raises:
         FloatingPointError: The loss was not finite; raised at the next log step, the step is named.
     """
-    task.get_trainable_module().train()
+    step.task.get_trainable_module().train()
     averages, guard = Averages(), FiniteLossGuard(epoch, device)
     num_batches = len(loader)
-    num_updates_per_epoch = -(-num_batches // grad_accum_steps)
-    num_updates = epoch * num_updates_per_epoch
+    num_updates = epoch * -(-num_batches // grad_accum_steps)
     num_images, since = 0, time.perf_counter()
-    optimizer.zero_grad()
+    step.optimizer.zero_grad()
     for batch, (images, target) in enumerate(loader):
         update = batch // grad_accum_steps
         is_last = batch == num_batches - 1
-        accum_steps = min(grad_accum_steps, num_batches - update * grad_accum_steps)
         need_update = is_last or (batch + 1) % grad_accum_steps == 0
+        accum_steps = min(grad_accum_steps, num_batches - update * grad_accum_steps)
         images, target = to_device(images, target, device, channels_last)
-
-        with nullcontext() if need_update else task.no_sync():
+        with nullcontext() if need_update else step.task.no_sync():
             with autocast():
-                result = task(images, target)
-            loss = result['loss']
-            _backward(
-                loss / accum_steps if accum_steps > 1 else loss, task, optimizer, loss_scaler=loss_scaler,
-                clip_grad=clip_grad, clip_mode=clip_mode, need_update=need_update)
-        averages.update({name: value for name, value in result.items() if name != 'output'}, len(target))
-        guard.update(loss, update)
+                terms = step.task(images, target)
+            step.backward(terms['loss'] / accum_steps if accum_steps > 1 else terms['loss'], need_update)
+        averages.update({name: value for name, value in terms.items() if name != 'output'}, len(target))
+        guard.update(terms['loss'], update)
         num_images += len(target)
         if not need_update:
             continue
 
-        num_updates += 1
-        optimizer.zero_grad()
-        task.update_ema(step=num_updates)
         is_log_step = update % log_interval == 0 or is_last
-        terms = None
         if is_log_step:
             guard.check()
-            terms = averages.read()
         rate = num_images * (dist.get_world_size() if dist.is_initialized() else 1) / (time.perf_counter() - since)
-        on_update(update, terms, rate, mean_lr(optimizer))
-        if lr_scheduler is not None:
-            lr_scheduler.step_update(num_updates=num_updates)
+        on_update(update, averages.read() if is_log_step else None, rate, step.lr)
         if is_log_step:
             num_images, since = 0, time.perf_counter()
-    if hasattr(optimizer, 'sync_lookahead'):
-        optimizer.sync_lookahead()
+        num_updates += 1
+        step.finish(num_updates)
+    if hasattr(step.optimizer, 'sync_lookahead'):
+        step.optimizer.sync_lookahead()
     return averages.read()
-
-
-def mean_lr(optimizer: torch.optim.Optimizer) -> float:
-    """Mean learning rate of the parameter groups."""
-    rates = [group['lr'] for group in optimizer.param_groups]
-    return sum(rates) / len(rates)
-
-
-def _backward(
-        loss: torch.Tensor,
-        task: TrainingTask,
-        optimizer: torch.optim.Optimizer,
-        *,
-        loss_scaler: Any,
-        clip_grad: float | None,
-        clip_mode: str,
-        need_update: bool,
-) -> None:
-    second_order = getattr(optimizer, 'is_second_order', False)
-    parameters = None if clip_grad is None else task.get_clip_parameters(exclude_head='agc' in clip_mode)
-    if loss_scaler is not None:
-        loss_scaler(
-            loss, optimizer, clip_grad=clip_grad, clip_mode=clip_mode, parameters=parameters,
-            create_graph=second_order, need_update=need_update)
-        return
-    loss.backward(create_graph=second_order)
-    if need_update:
-        if clip_grad is not None:
-            dispatch_clip_grad(parameters, value=clip_grad, mode=clip_mode)
-        optimizer.step()
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from timm.task import ClassificationTask
 from torch import nn
 
-from a2aug_timm.engine import Averages, evaluate, train_one_epoch
+from a2aug_timm.engine import Averages, OptimizerStep, evaluate, train_one_epoch
 
 CPU = torch.device('cpu')
 
@@ -24,7 +24,7 @@ def data(num_batches, size=4):
 def train(loader, **kwargs):
     task = linear_task()
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
-    terms = train_one_epoch(task, loader, optimizer, epoch=0, device=CPU, **kwargs)
+    terms = train_one_epoch(OptimizerStep(task, optimizer), loader, epoch=0, device=CPU, **kwargs)
     return task, terms
 
 

@@ -1,0 +1,241 @@
+"""The command lines of train.py and validate.py: timm's flags by timm's names and defaults, and A²-Aug's group."""
+import argparse
+
+from timm.utils import ParseKwargs
+
+from ..loss import ENSEMBLES, LOGIT_SCALES, REDUCTIONS
+from ..policies import MAGNITUDES, NUM_LAYERS
+from .config import StrictParser
+
+
+def train_parser() -> StrictParser:
+    """Parser of train.py."""
+    parser = StrictParser(prog='train.py', description='Train a timm model, with A²-Aug branches or plainly.')
+    parser.add_argument('-c', '--config', metavar='FILE', help='YAML file of arguments; the command line overrides it')
+    _add_data(parser)
+    _add_model(parser)
+    _add_device(parser)
+    _add_optimizer(parser)
+    _add_schedule(parser)
+    _add_augmentation(parser)
+    _add_batch_norm(parser)
+    _add_ema(parser)
+    _add_miscellaneous(parser)
+    add_a2aug(parser)
+    return parser
+
+
+def validate_parser() -> StrictParser:
+    """Parser of validate.py."""
+    parser = StrictParser(prog='validate.py', description='Evaluate a plain checkpoint, an export folder or branches.')
+    parser.add_argument('-c', '--config', metavar='FILE', help='YAML file of arguments; the command line overrides it')
+    add = parser.add_argument
+    _add_source(parser)
+    add('--split', metavar='NAME', default='validation', help='dataset split')
+    add('--model', '-m', metavar='NAME', default='dpn92', help='architecture; a checkpoint of ours knows its own')
+    add('--checkpoint', default='', metavar='PATH', help='checkpoint file, or a folder that was exported')
+    add('--branch', default='best', metavar='I|best|all',
+        help='branch of a multi-branch checkpoint; all adds the ensemble')
+    add('--pretrained', action='store_true', help="use timm's pretrained weights")
+    add('--use-ema', action='store_true', help='use the EMA weights of the checkpoint')
+    add('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    add('-b', '--batch-size', type=int, default=256, metavar='N', help='images a batch')
+    _add_input(parser)
+    add('--use-train-size', action='store_true', help='use the train input size, also where a test size is known')
+    add('--crop-mode', default=None, help='squash, border or center')
+    add('--channels-last', action='store_true', help='channels-last memory layout')
+    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='key=value arguments of the model')
+    add('--no-prefetcher', action='store_true', help="normalise in the workers, without timm's prefetcher")
+    add('--pin-mem', action='store_true', help='pin CPU memory')
+    add('--device', default='cuda', help='device; without a GPU the default becomes cpu')
+    add('--amp', action='store_true', help='mixed precision')
+    add('--amp-dtype', default='float16', help='float16 or bfloat16')
+    add('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
+    add('--seed', type=int, default=42, metavar='S', help='random seed')
+    add('--results-file', default='', metavar='FILE', help='write the results here')
+    add('--results-format', default='csv', help='csv or json')
+    return parser
+
+
+def add_a2aug(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of A²-Aug."""
+    add = parser.add_argument_group('A²-Aug').add_argument
+    add('--a2aug-branches', type=int, default=1, metavar='N',
+        help='augmentation branches trained jointly; 1 is plain timm training')
+    add('--a2aug-policies', nargs='+', default=None, metavar='P',
+        help="one auto-augment string a branch, like timm's --aa; sampled if not given")
+    add('--a2aug-seed', type=int, default=None, metavar='S', help='seed of the sampled policies (default: --seed)')
+    add('--a2aug-num-layers', nargs='+', type=int, default=list(NUM_LAYERS), metavar='N',
+        help='search space: ops applied one after the other')
+    add('--a2aug-magnitudes', nargs='+', type=int, default=list(MAGNITUDES), metavar='M',
+        help='search space: magnitudes on the published scale, 0 to 30')
+    add('--a2aug-ensemble', default='adaptive', choices=ENSEMBLES, help='learn the weights μ, or 1/N')
+    add('--a2aug-ensemble-weight', type=float, default=1., metavar='W', help="weight of the ensemble's cross-entropy")
+    add('--a2aug-kl-weight', type=float, default=1., metavar='W', help='weight of the distillation')
+    add('--a2aug-no-logit-norm', action='store_true', help='distil plain logits (ablation, Table 8)')
+    add('--a2aug-logit-scale', type=logit_scale, default='capped', metavar='S',
+        help=f"length of the normalised logits: {', '.join(LOGIT_SCALES)} or a number")
+    add('--a2aug-loss-reduction', default='sum', choices=REDUCTIONS, help='sum or mean over the branches')
+    add('--a2aug-shared-bn', action='store_true', help='one batch norm for all branches (ablation, Table 5)')
+    add('--a2aug-independent-crops', action='store_true', help='a crop and flip of its own for each view')
+
+
+def logit_scale(value: str) -> str | float:
+    """Type of ``--a2aug-logit-scale``."""
+    if value in LOGIT_SCALES:
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a number or one of {', '.join(LOGIT_SCALES)}, got '{value}'") from None
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
+    add('--data-dir', metavar='DIR', help='path to dataset (root dir)')
+    add('--dataset', metavar='NAME', default='',
+        help="type/name as in timm (torch/cifar10), or sklearn/digits; a folder of class folders if empty")
+    add('--dataset-download', action='store_true', help='let torch/ datasets download')
+    add('--class-map', default='', metavar='FILE', help='class to index file')
+    add('--input-img-mode', default=None, help="image mode, RGB or L by default as the model's channels need")
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('--num-classes', type=int, default=None, metavar='N', help="number of classes (model's default if not given)")
+    add('--gp', default=None, metavar='POOL', help='global pool: fast, avg, max, avgmax, catavgmax')
+    add('--img-size', type=int, default=None, metavar='N', help="image size (model's default if not given)")
+    add('--in-chans', type=int, default=None, metavar='N', help='input channels (3 if not given)')
+    add('--input-size', nargs=3, type=int, default=None, metavar='N', help='channels height width')
+    add('--crop-pct', type=float, default=None, metavar='PCT', help='center crop of validation images')
+    add('--mean', nargs='+', type=float, default=None, metavar='MEAN', help='per-channel mean in 0..1')
+    add('--std', nargs='+', type=float, default=None, metavar='STD', help='per-channel standard deviation in 0..1')
+    add('--interpolation', default='', metavar='NAME', help='resize interpolation')
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Dataset parameters')
+    _add_source(group)
+    group.add_argument('--train-split', metavar='NAME', default='train', help='train split')
+    group.add_argument('--val-split', metavar='NAME', default='validation', help='validation split')
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('Model parameters')
+    add = group.add_argument
+    add('--model', default='resnet50', metavar='MODEL', help='timm architecture')
+    add('--pretrained', action='store_true', help="start from timm's pretrained weights")
+    add('--pretrained-path', default=None, metavar='PATH', help='load these as pretrained weights, adapting the head')
+    add('--initial-checkpoint', default='', metavar='PATH', help='load these weights into the model before training')
+    add('--resume', default='', metavar='PATH', help='continue a run from its checkpoint')
+    add('--no-resume-opt', action='store_true', help='do not restore the optimizer')
+    _add_input(group)
+    add('-b', '--batch-size', type=int, default=128, metavar='N', help='images (not views) a step and device')
+    add('-vb', '--validation-batch-size', type=int, default=None, metavar='N', help='the same for validation')
+    add('--channels-last', action='store_true', help='channels-last memory layout')
+    add('--grad-accum-steps', type=int, default=1, metavar='N', help='batches an optimizer step')
+    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='key=value arguments of the model')
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('Device parameters').add_argument
+    add('--device', default='cuda', help='device; without a GPU the default becomes cpu')
+    add('--amp', action='store_true', help='mixed precision')
+    add('--amp-dtype', default='float16', help='float16 or bfloat16')
+    add('--no-ddp-bb', action='store_true', help='do not broadcast buffers at every DDP forward')
+    add('--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def _add_optimizer(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('Optimizer parameters').add_argument
+    add('--opt', default='sgd', metavar='OPTIMIZER', help='timm optimizer')
+    add('--opt-eps', type=float, default=None, metavar='EPSILON', help='optimizer epsilon')
+    add('--opt-betas', nargs='+', type=float, default=None, metavar='BETA', help='optimizer betas')
+    add('--momentum', type=float, default=0.9, metavar='M', help='optimizer momentum')
+    add('--weight-decay', type=float, default=2e-5, help='weight decay; biases, norms and μ have none')
+    add('--clip-grad', type=float, default=None, metavar='NORM', help='clip gradients')
+    add('--clip-mode', default='norm', help='norm, value or agc')
+    add('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, help='key=value arguments of the optimizer')
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('Learning rate schedule parameters').add_argument
+    add('--sched', default='cosine', metavar='SCHEDULER', help='timm scheduler')
+    add('--sched-on-updates', action='store_true', help='step the schedule at every update')
+    add('--lr', type=float, default=None, metavar='LR', help='learning rate, overrides --lr-base')
+    add('--lr-base', type=float, default=0.1, metavar='LR', help='lr = lr_base * global_batch_size / lr_base_size')
+    add('--lr-base-size', type=int, default=256, metavar='DIV', help='base batch size in images, not views')
+    add('--lr-base-scale', default='', metavar='SCALE', help='linear or sqrt, by optimizer if not given')
+    add('--lr-noise', nargs='+', type=float, default=None, metavar='PCT', help='noise on/off epoch percentages')
+    add('--lr-noise-pct', type=float, default=0.67, metavar='PCT', help='noise limit')
+    add('--lr-noise-std', type=float, default=1.0, metavar='STD', help='noise standard deviation')
+    add('--lr-cycle-mul', type=float, default=1.0, metavar='MULT', help='cycle length multiplier')
+    add('--lr-cycle-decay', type=float, default=0.5, metavar='MULT', help='decay of each cycle')
+    add('--lr-cycle-limit', type=int, default=1, metavar='N', help='number of cycles')
+    add('--lr-k-decay', type=float, default=1.0, help='k-decay of cosine and poly')
+    add('--warmup-lr', type=float, default=1e-5, metavar='LR', help='learning rate at the start of warm-up')
+    add('--min-lr', type=float, default=0, metavar='LR', help='lower bound')
+    add('--epochs', type=int, default=300, metavar='N', help='epochs to train')
+    add('--start-epoch', type=int, default=None, metavar='N', help='first epoch, overrides the resumed one')
+    add('--decay-milestones', nargs='+', type=int, default=[90, 180, 270], metavar='EPOCH', help='for multistep')
+    add('--decay-epochs', type=float, default=90, metavar='N', help='epochs between decays')
+    add('--warmup-epochs', type=int, default=5, metavar='N', help='epochs of warm-up')
+    add('--warmup-prefix', action='store_true', help='warm-up comes before the schedule')
+    add('--cooldown-epochs', type=int, default=0, metavar='N', help='epochs at the end at min_lr')
+    add('--patience-epochs', type=int, default=10, metavar='N', help='for plateau')
+    add('--decay-rate', '--dr', type=float, default=0.1, metavar='RATE', help='decay factor')
+
+
+def _add_augmentation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('Augmentation and regularization parameters').add_argument
+    add('--no-aug', action='store_true', help='no training augmentation')
+    add('--train-crop-mode', default=None, help='rrc, rkrc or rkrr')
+    add('--scale', nargs='+', type=float, default=[0.08, 1.0], metavar='PCT', help='random crop area')
+    add('--ratio', nargs='+', type=float, default=[3. / 4., 4. / 3.], metavar='RATIO', help='random crop aspect')
+    add('--hflip', type=float, default=0.5, help='horizontal flip probability')
+    add('--vflip', type=float, default=0., help='vertical flip probability')
+    add('--color-jitter', type=float, default=0.4, metavar='PCT', help='color jitter, off where a policy is on')
+    add('--color-jitter-prob', type=float, default=None, metavar='PCT', help='probability of color jitter')
+    add('--grayscale-prob', type=float, default=None, metavar='PCT', help='probability of grayscale')
+    add('--gaussian-blur-prob', type=float, default=None, metavar='PCT', help='probability of blur')
+    add('--aa', default=None, metavar='NAME', help='one auto-augment policy for plain training')
+    add('--reprob', type=float, default=0., metavar='PCT', help='random erasing probability, drawn per view')
+    add('--remode', default='pixel', help='random erasing mode: const, rand or pixel')
+    add('--recount', type=int, default=1, help='random erasing count')
+    add('--smoothing', type=float, default=0.1, help='label smoothing')
+    add('--train-interpolation', default='random', help='random, bilinear or bicubic')
+    add('--drop', type=float, default=0.0, metavar='PCT', help='dropout rate')
+    add('--drop-path', type=float, default=None, metavar='PCT', help='drop path rate')
+    add('--drop-block', type=float, default=None, metavar='PCT', help='drop block rate')
+
+
+def _add_batch_norm(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('Batch norm parameters').add_argument
+    add('--bn-momentum', type=float, default=None, help='batch norm momentum, where the model takes it')
+    add('--bn-eps', type=float, default=None, help='batch norm epsilon, where the model takes it')
+    add('--sync-bn', action='store_true', help='statistics over all ranks, a branch at a time')
+    add('--dist-bn', default='reduce', help='distribute running statistics after each epoch: broadcast, reduce or ""')
+
+
+def _add_ema(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('Model exponential moving average parameters').add_argument
+    add('--model-ema', action='store_true', help='track an average of the weights and judge that')
+    add('--model-ema-force-cpu', action='store_true', help='keep it on the CPU, unvalidated')
+    add('--model-ema-decay', type=float, default=0.9998, help='decay')
+    add('--model-ema-warmup', action='store_true', help='warm the decay up')
+
+
+def _add_miscellaneous(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('Miscellaneous parameters').add_argument
+    add('--seed', type=int, default=42, metavar='S', help='random seed')
+    add('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
+    add('--val-interval', type=int, default=1, metavar='N', help='epochs between validation and checkpoints')
+    add('--checkpoint-hist', type=int, default=10, metavar='N', help='number of best checkpoints to keep')
+    add('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    add('--pin-mem', action='store_true', help='pin CPU memory')
+    add('--no-prefetcher', action='store_true', help="normalise in the workers, without timm's prefetcher")
+    add('--output', default='', metavar='PATH', help='folder of runs (default: output/train)')
+    add('--experiment', default='', metavar='NAME', help='name of the run (default: date, model, size)')
+    add('--eval-metric', default='top1', help='what makes a branch and an epoch the best: top1, top5 or loss')

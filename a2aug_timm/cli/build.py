@@ -1,0 +1,195 @@
+"""From arguments to objects: device, model with branches, data sets, loaders, task, optimizer, mixed precision."""
+import argparse
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm import utils
+from timm.data import create_loader
+from timm.layers import convert_sync_batchnorm
+from timm.loss import create_classification_loss
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import ClassificationTask, TrainingTask
+from torch import nn
+
+from ..branches import convert_multi_branch_bn
+from ..checkpoint import check_weights, read_checkpoint, state_dict_of
+from ..datasets import class_names, create_dataset
+from ..policies import MultiPolicyRandAugment
+from ..task import A2AugTask
+from ..views import MultiViewDataset, SkippingDataset, collate_views
+
+_logger = logging.getLogger(__name__)
+
+
+def init_device(args: argparse.Namespace) -> torch.device:
+    """Join the other ranks, take this rank's device and seed it."""
+    device = utils.init_distributed_device(args)
+    if device.type == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    utils.random_seed(args.seed, args.rank)
+    _logger.info('Rank %d of %d on %s', args.rank, args.world_size, device)
+    return device
+
+
+def build_model(args: argparse.Namespace, checkpoint: dict[str, Any], device: torch.device) -> nn.Module:
+    """Pretrained weights, then branches, then SyncBatchNorm: the order in which each sees what it needs."""
+    is_fresh = not checkpoint
+    overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path and is_fresh else None
+    try:
+        model = timm.create_model(
+            args.model,
+            pretrained=args.pretrained and is_fresh,
+            pretrained_cfg_overlay=overlay,
+            in_chans=args.in_chans or (args.input_size[0] if args.input_size else None),
+            num_classes=args.num_classes,
+            drop_rate=args.drop,
+            drop_path_rate=args.drop_path,
+            drop_block_rate=args.drop_block,
+            global_pool=args.gp,
+            bn_momentum=args.bn_momentum,
+            bn_eps=args.bn_eps,
+            **args.model_kwargs,
+        )
+    except TypeError as error:  # an argument that this architecture does not take
+        raise ValueError(f'{args.model}: {error}') from error
+    if args.initial_checkpoint and is_fresh:
+        weights = state_dict_of(read_checkpoint(args.initial_checkpoint))
+        check_weights(model, weights, args.initial_checkpoint)
+        model.load_state_dict(weights)
+    if args.a2aug_branches > 1 and not args.a2aug_shared_bn:
+        convert_multi_branch_bn(model, args.a2aug_branches)
+    if checkpoint:
+        check_weights(model, state_dict_of(checkpoint), args.resume)
+    model.to(device=device, memory_format=torch.channels_last if args.channels_last else None)
+    return convert_sync_batchnorm(model) if args.distributed and args.sync_bn else model
+
+
+def build_datasets(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        num_classes: int,
+) -> tuple[SkippingDataset, SkippingDataset | None]:
+    """Train and validation images, the former with N views of each where there are branches."""
+    kwargs = dict(
+        class_map=args.class_map, download=args.dataset_download, batch_size=args.batch_size,
+        input_img_mode=args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L'))
+    images = create_dataset(args.dataset, args.data_dir, args.train_split, is_training=True, seed=args.seed, **kwargs)
+    names = class_names(images)
+    if names and len(names) > num_classes:
+        raise ValueError(f'the data has {len(names)} classes, the model {num_classes}; give --num-classes')
+    eval_set = None
+    if args.val_split:
+        eval_set = SkippingDataset(create_dataset(args.dataset, args.data_dir, args.val_split, **kwargs))
+    if args.a2aug_branches == 1:
+        return SkippingDataset(images), eval_set
+    policies = MultiPolicyRandAugment(
+        args.a2aug_policies, data_config['input_size'][-2:], mean=data_config['mean'],
+        interpolation=args.train_interpolation, color_jitter=args.color_jitter)
+    return MultiViewDataset(
+        images, policies, seed=args.seed, independent_crops=args.a2aug_independent_crops), eval_set
+
+
+def build_loaders(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        device: torch.device,
+        train_set: SkippingDataset,
+        eval_set: SkippingDataset | None,
+) -> tuple[Any, Any]:
+    """timm's loaders; with branches, view-major batches and no augmentation beside the policies'."""
+    is_joint = args.a2aug_branches > 1
+    common = dict(
+        input_size=data_config['input_size'], mean=data_config['mean'], std=data_config['std'],
+        num_workers=args.workers, pin_memory=args.pin_mem, device=device, distributed=args.distributed,
+        use_prefetcher=not args.no_prefetcher)
+    interpolation = args.train_interpolation
+    if args.no_aug or not interpolation:
+        interpolation = data_config['interpolation']
+    loader = create_loader(
+        train_set,
+        batch_size=args.batch_size,
+        is_training=True,
+        no_aug=args.no_aug,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_count=args.recount,
+        train_crop_mode=args.train_crop_mode,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=None if is_joint else args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob,
+        gaussian_blur_prob=args.gaussian_blur_prob,
+        auto_augment=None if is_joint else args.aa,
+        num_aug_splits=args.a2aug_branches if is_joint else 0,
+        interpolation=interpolation,
+        collate_fn=collate_views if is_joint else None,
+        **common,
+    )
+    if not len(loader):
+        raise ValueError(f'--batch-size {args.batch_size} on {args.world_size} device(s) is more than the '
+                         f'{len(train_set)} training images')
+    eval_loader = None
+    if eval_set is not None:
+        eval_loader = create_loader(
+            eval_set, batch_size=args.validation_batch_size or args.batch_size,
+            interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'], **common)
+    return loader, eval_loader
+
+
+def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device) -> TrainingTask:
+    """timm's classification or A²-Aug's joint training, with an EMA if it is asked for."""
+    criterion = create_classification_loss(smoothing=args.smoothing).to(device)
+    verbose = utils.is_primary(args)
+    if args.a2aug_branches == 1:
+        task = ClassificationTask(model, criterion, device=device, verbose=verbose)
+    else:
+        task = A2AugTask(
+            model, criterion, args.a2aug_branches, loss_kwargs=_loss_kwargs(args), device=device, verbose=verbose)
+    if args.model_ema:
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
+                       device='cpu' if args.model_ema_force_cpu else None)
+    return task
+
+
+def _loss_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    return dict(
+        ensemble=args.a2aug_ensemble, ensemble_weight=args.a2aug_ensemble_weight, kl_weight=args.a2aug_kl_weight,
+        logit_norm=not args.a2aug_no_logit_norm, logit_scale=args.a2aug_logit_scale,
+        reduction=args.a2aug_loss_reduction)
+
+
+def build_optimizer(
+        args: argparse.Namespace,
+        task: TrainingTask,
+        loader: Any,
+) -> tuple[torch.optim.Optimizer, Any, int]:
+    """Optimizer, schedule and number of epochs; the learning rate scales with images, not with views."""
+    if not args.lr:
+        ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
+        if not args.lr_base_scale:
+            args.lr_base_scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
+        args.lr = args.lr_base * (ratio ** 0.5 if args.lr_base_scale == 'sqrt' else ratio)
+    optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    lr_scheduler, num_epochs = create_scheduler_v2(
+        optimizer, **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
+        updates_per_epoch=-(-len(loader) // args.grad_accum_steps))
+    return optimizer, lr_scheduler, num_epochs
+
+
+def build_amp(args: argparse.Namespace, device: torch.device) -> tuple[Callable, Any]:
+    """Autocast of the forward pass, and the loss scaler that float16 on a GPU needs."""
+    if not args.amp:
+        return nullcontext, None
+    autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
+    is_scaled = device.type == 'cuda' and args.amp_dtype == 'float16'
+    return autocast, utils.NativeScaler(device=device.type) if is_scaled else None

@@ -1,0 +1,154 @@
+"""What a command line must satisfy before any work: ranges, contradictions, the policies, and a resumed run's word."""
+import argparse
+import difflib
+import os
+from typing import Any
+
+import timm
+import torch
+from timm.optim import list_optimizers
+
+from ..datasets import check_dataset
+from ..policies import check_policies, sample_policies
+
+_AT_LEAST = {
+    'batch_size': 1, 'validation_batch_size': 1, 'epochs': 1, 'grad_accum_steps': 1, 'log_interval': 1,
+    'val_interval': 1, 'checkpoint_hist': 1, 'num_classes': 1, 'in_chans': 1, 'img_size': 1, 'workers': 0,
+    'log_freq': 1, 'recount': 1,
+}
+_ONE_OF = {
+    'amp_dtype': ('float16', 'bfloat16'), 'clip_mode': ('norm', 'value', 'agc'), 'dist_bn': ('broadcast', 'reduce', ''),
+    'remode': ('const', 'rand', 'pixel'), 'eval_metric': ('top1', 'top5', 'loss'), 'results_format': ('csv', 'json'),
+    'train_crop_mode': (None, 'rrc', 'rkrc', 'rkrr'),
+    'sched': ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'none'),
+}
+# What a checkpoint fixes: another value is another run.
+_FIXED_BY_CHECKPOINT = (
+    'model', 'num_classes', 'in_chans', 'a2aug_branches', 'a2aug_policies', 'a2aug_shared_bn', 'a2aug_ensemble')
+# What belongs to one invocation rather than to the run.
+_NOT_OF_THE_RUN = {
+    'resume', 'no_resume_opt', 'start_epoch', 'output', 'experiment', 'device', 'local_rank', 'data',
+    'pretrained', 'pretrained_path', 'initial_checkpoint'}
+
+
+def check_common(args: argparse.Namespace, explicit: set[str]) -> None:
+    """Ranges, choices, model, data and device of either script; raises ``ValueError``."""
+    args.data_dir = args.data_dir or args.data
+    args.data = None
+    for name, least in _AT_LEAST.items():
+        value = getattr(args, name, None)
+        if value is not None and value < least:
+            raise ValueError(f'{flag(name)} must be at least {least}, got {value}')
+    for name, choices in _ONE_OF.items():
+        value = getattr(args, name, choices[0])
+        if value not in choices:
+            raise ValueError(f"{flag(name)} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    check_model(args.model)
+    check_dataset(args.dataset, args.data_dir)
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        if 'device' in explicit:
+            raise ValueError(f'there is no GPU for --device {args.device}')
+        args.device = 'cpu'
+
+
+def check_model(name: str) -> None:
+    """Raise ``ValueError`` if timm has no such model, with the nearest name."""
+    source, model = timm.models.parse_model_name(name)
+    if source is None and not timm.is_model(model):
+        nearest = difflib.get_close_matches(model, timm.list_models(), n=1)
+        raise ValueError(f"timm has no model '{name}'" + (f", did you mean '{nearest[0]}'?" if nearest else ''))
+
+
+def check_train(args: argparse.Namespace, explicit: set[str], defaults: dict[str, Any]) -> None:
+    """All that train.py refuses before any work; fills in the policies. Raises ``ValueError``."""
+    check_common(args, explicit)
+    if args.opt.lower() not in list_optimizers():
+        raise ValueError(f"timm has no optimizer '{args.opt}'")
+    for name in ('pretrained_path', 'initial_checkpoint'):
+        path = getattr(args, name)
+        if path and not os.path.isfile(path):
+            raise ValueError(f"there is no checkpoint '{path}' ({flag(name)})")
+    if args.sync_bn and args.device == 'cpu':
+        raise ValueError('--sync-bn needs a GPU; batch norm cannot be synchronised on the CPU')
+    if args.a2aug_branches < 1:
+        raise ValueError(f'--a2aug-branches must be at least 1, got {args.a2aug_branches}')
+    if args.a2aug_branches == 1:
+        _refuse_branch_flags(args, defaults)
+    else:
+        _check_branch_flags(args, defaults)
+
+
+def _refuse_branch_flags(args: argparse.Namespace, defaults: dict[str, Any]) -> None:
+    if args.a2aug_policies:
+        raise ValueError(f'{len(args.a2aug_policies)} policies need --a2aug-branches {len(args.a2aug_policies)}; '
+                         'plain training takes one policy with --aa')
+    for name in vars(args):
+        if name.startswith('a2aug_') and getattr(args, name) != defaults[name]:
+            raise ValueError(f'{flag(name)} needs --a2aug-branches 2 or more')
+
+
+def _check_branch_flags(args: argparse.Namespace, defaults: dict[str, Any]) -> None:
+    for name, instead in (('aa', 'give one policy a branch with --a2aug-policies'),
+                          ('no_aug', 'train with --a2aug-branches 1')):
+        if getattr(args, name):
+            raise ValueError(f'{flag(name)} contradicts --a2aug-branches {args.a2aug_branches}; {instead}')
+    if args.a2aug_no_logit_norm and args.a2aug_logit_scale != defaults['a2aug_logit_scale']:
+        raise ValueError('--a2aug-logit-scale has no effect with --a2aug-no-logit-norm')
+    if args.a2aug_ensemble == 'average' and args.a2aug_ensemble_weight != defaults['a2aug_ensemble_weight']:
+        raise ValueError('--a2aug-ensemble-weight has no effect with --a2aug-ensemble average, which has nothing to '
+                         'learn')
+    if args.dataset.split('/')[0].lower() in ('wds', 'tfds', 'hfids'):
+        raise ValueError(f"--dataset {args.dataset} is read as a stream, which branches cannot use; use a folder, a "
+                         'torch/ or an hfds/ data set')
+    args.a2aug_policies = _resolve_policies(args, defaults)
+
+
+def _resolve_policies(args: argparse.Namespace, defaults: dict[str, Any]) -> list[str]:
+    # The seed that sampled them stays with the policies, so that args.yaml can be given as a config file.
+    seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
+    policies = args.a2aug_policies
+    if policies is None:
+        args.a2aug_seed = seed
+        return sample_policies(args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)
+    if len(policies) != args.a2aug_branches:
+        raise ValueError(f'--a2aug-branches {args.a2aug_branches} needs as many policies, got {len(policies)}')
+    check_policies(policies)
+    for name in ('a2aug_seed', 'a2aug_num_layers', 'a2aug_magnitudes'):
+        if getattr(args, name) != defaults[name] and policies != sample_policies(
+                args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes):
+            raise ValueError(f'{flag(name)} samples policies, but --a2aug-policies names them')
+    return policies
+
+
+def adopt_run(args: argparse.Namespace, explicit: set[str], checkpoint: dict[str, Any]) -> None:
+    """Take the arguments of a run that is resumed, but for those that the command line sets.
+
+    Raises:
+        ValueError: The command line contradicts what the checkpoint fixes.
+    """
+    saved = checkpoint.get('args') if 'a2aug' in checkpoint else {'model': checkpoint.get('arch', args.model)}
+    for name in _FIXED_BY_CHECKPOINT:
+        if name in explicit and name in saved and getattr(args, name) != saved[name]:
+            raise ValueError(f"{flag(name)} {_shown(getattr(args, name))} contradicts the checkpoint, which has "
+                             f"{_shown(saved[name])}")
+    if 'a2aug' not in checkpoint:
+        return
+    for name, value in saved.items():
+        if name not in explicit and name not in _NOT_OF_THE_RUN and hasattr(args, name):
+            setattr(args, name, value)
+    samples = explicit & {'a2aug_seed', 'a2aug_num_layers', 'a2aug_magnitudes'} and 'a2aug_policies' not in explicit
+    if samples and saved['a2aug_policies']:
+        seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
+        policies = sample_policies(args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)
+        if policies != saved['a2aug_policies']:
+            raise ValueError(f"the search space flags sample {_shown(policies)}, which contradicts the checkpoint's "
+                             f"{_shown(saved['a2aug_policies'])}")
+
+
+def flag(name: str) -> str:
+    """Name of an argument as a user writes it."""
+    return '--' + name.replace('_', '-')
+
+
+def _shown(value: Any) -> str:
+    return ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

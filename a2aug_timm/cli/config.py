@@ -1,0 +1,123 @@
+"""Strict configuration: one-sentence errors, YAML files checked against the parser, and what was set explicitly."""
+import argparse
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import yaml
+from timm.utils import ParseKwargs
+
+_UNSET = object()
+
+
+class StrictParser(argparse.ArgumentParser):
+    """An argument parser that answers bad input with one sentence and exit code 2, on the first rank alone."""
+
+    def error(self, message: str) -> NoReturn:
+        sentence = f'{self.prog}: error: {message}\n' if int(os.environ.get('RANK', 0)) == 0 else None
+        self.exit(2, sentence)
+
+    @contextmanager
+    def user_errors(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Turn exceptions that the user's input causes (``ValueError`` and ``kinds``) into the error exit."""
+        try:
+            yield
+        except (ValueError, *kinds) as error:
+            message = ' '.join(str(error).split())
+            self.error(message)
+
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
+        """Parse a command line over an optional ``-c FILE`` of YAML over the defaults.
+
+        Returns:
+            The arguments, and the names of those that the command line or the file set.
+        """
+        config_parser = StrictParser(prog=self.prog, add_help=False, allow_abbrev=False)
+        config_parser.add_argument('-c', '--config', default='')
+        config, remaining = config_parser.parse_known_args(argv)
+        actions = {action.dest: action for action in self._actions if action.dest not in ('help', 'config')}
+
+        args = argparse.Namespace(**dict.fromkeys(actions, _UNSET))
+        args, unknown = self.parse_known_args(remaining, args)
+        if unknown:
+            self.error(f"unknown argument '{unknown[0]}'" + self._did_you_mean(
+                unknown[0].split('=')[0], list(self._option_string_actions)))
+        args.__dict__.pop('config', None)
+        settings = self._read_yaml(config.config, actions) if config.config else {}
+        explicit = {name for name, value in vars(args).items() if value is not _UNSET and value is not None}
+        for name, action in actions.items():
+            if name not in explicit:
+                setattr(args, name, settings.get(name, action.default))
+        return args, explicit | set(settings)
+
+    def _read_yaml(self, path: str, actions: dict[str, argparse.Action]) -> dict[str, Any]:
+        try:
+            with open(path, encoding='utf-8') as file:
+                settings = yaml.safe_load(file) or {}
+        except OSError as error:
+            self.error(f"cannot read the config file '{path}': {error.strerror}")
+        except yaml.YAMLError as error:
+            self.error(f"'{path}' is not YAML: {' '.join(str(error).split())}")
+        if not isinstance(settings, dict):
+            self.error(f"'{path}' must hold 'key: value' lines")
+        values = {}
+        for key, value in settings.items():
+            name = str(key).replace('-', '_')
+            if name not in actions:
+                self.error(f"'{path}': unknown key '{key}'" + self._did_you_mean(name, list(actions)))
+            try:
+                values[name] = _convert(actions[name], value)
+            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                self.error(f"'{path}': {key}: {error}")
+        return values
+
+    @staticmethod
+    def _did_you_mean(name: str, names: list[str]) -> str:
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        return f", did you mean '{nearest[0]}'?" if nearest else ''
+
+
+def _convert(action: argparse.Action, value: Any) -> Any:
+    """A YAML value as the command line would have given it; ``ValueError`` says what was expected."""
+    if value is None:
+        if action.default not in (None, ''):
+            raise ValueError(f'expected a value like {action.default!r}, got null')
+        return action.default
+    if isinstance(action, argparse._StoreTrueAction):
+        if not isinstance(value, bool):
+            raise ValueError(f'expected true or false, got {value!r}')
+        return value
+    if isinstance(action, ParseKwargs):
+        if not isinstance(value, dict):
+            raise ValueError(f'expected a mapping, got {value!r}')
+        return value
+    if action.nargs in ('+', '*') or isinstance(action.nargs, int):
+        return _convert_list(action, value)
+    return _convert_scalar(action, value)
+
+
+def _convert_list(action: argparse.Action, value: Any) -> list:
+    if not isinstance(value, list):
+        raise ValueError(f'expected a list, got {value!r}')
+    if isinstance(action.nargs, int) and len(value) != action.nargs:
+        raise ValueError(f'expected a list of {action.nargs} values, got {len(value)}')
+    if action.nargs == '+' and not value and action.default:
+        raise ValueError('expected at least one value, got an empty list')
+    return [_convert_scalar(action, item) for item in value]
+
+
+def _convert_scalar(action: argparse.Action, value: Any) -> Any:
+    kind = action.type or str
+    name = kind.__name__.strip('_').replace('_', ' ')
+    # YAML reads `no` as false and `1e-3` as text; the first is a mistake here, the second is not.
+    if isinstance(value, (bool, list, dict)) or (kind is int and isinstance(value, float)):
+        raise ValueError(f'expected {name}, got {value!r}')
+    try:
+        value = kind(str(value))
+    except ValueError:
+        raise ValueError(f'expected {name}, got {value!r}') from None
+    if action.choices and value not in action.choices:
+        raise ValueError(f'expected one of {", ".join(map(str, action.choices))}, got {value!r}')
+    return value

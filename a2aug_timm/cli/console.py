@@ -1,0 +1,112 @@
+"""What a run shows: a progress bar with the time that is left, log lines where there is no terminal, branch tables."""
+import logging
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_logger = logging.getLogger(__name__)
+
+
+class RunProgress:
+    """Progress over the optimizer steps of a run; a context manager, silent on all ranks but the first.
+
+    On a terminal it is a bar, else a log line every log step.
+
+    Args:
+        num_epochs: Epochs of the whole run.
+        num_updates: Optimizer steps of an epoch.
+        start_epoch: First epoch, above 0 after a resume.
+        enabled: Whether this rank shows anything.
+    """
+
+    def __init__(self, num_epochs: int, num_updates: int, start_epoch: int = 0, enabled: bool = True):
+        self._num_epochs = num_epochs
+        self._num_updates = num_updates
+        self._start_epoch = start_epoch
+        self._epoch = start_epoch
+        self._start_time = time.perf_counter()
+        self._enabled = enabled
+        self.console = Console(stderr=True, quiet=not enabled)
+        self._bar = None
+        if enabled and self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[note]}'),
+                TextColumn('ETA'), TimeRemainingColumn(), console=self.console)
+            self._task = self._bar.add_task(
+                'train', total=num_epochs * num_updates, completed=start_epoch * num_updates, note='')
+
+    def __enter__(self) -> 'RunProgress':
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=epoch * self._num_updates, description=f'epoch {epoch + 1}/{self._num_epochs}')
+
+    def on_update(self, update: int, terms: dict[str, float] | None, rate: float, lr: float) -> None:
+        """Show one optimizer step; ``terms`` are the mean loss terms at log steps, ``rate`` is in images a second."""
+        if self._bar is not None:
+            self._bar.advance(self._task)
+            if terms is not None:
+                self._bar.update(self._task, note=f"loss {terms['loss']:.3g}  lr {lr:.2e}  {rate:.0f} img/s")
+        elif terms is not None and self._enabled:
+            done = (self._epoch - self._start_epoch) * self._num_updates + update + 1
+            total = (self._num_epochs - self._start_epoch) * self._num_updates
+            seconds = (time.perf_counter() - self._start_time) * (total - done) / done
+            _logger.info(
+                'Train: %d [%4d/%d (%3.0f%%)]  Loss: %#.3g  %.2f/s  LR: %.3e  ETA: %s', self._epoch, update,
+                self._num_updates, 100 * (update + 1) / self._num_updates, terms['loss'], rate, lr,
+                timedelta(seconds=round(seconds)))
+
+
+def branch_table(
+        labels: Sequence[str],
+        metrics: Sequence[dict[str, float]],
+        mu: Sequence[float],
+        best: int | None,
+) -> Table:
+    """Table of an evaluation: a row a branch (policy, μ, top-1, top-5, loss), then the ensemble's.
+
+    Args:
+        labels: Policy of each branch.
+        metrics: As ``engine.evaluate`` returns them, in percent.
+        mu: Weight of each branch in the ensemble.
+        best: Index of the branch to mark.
+    """
+    table = Table()
+    for name in ('', 'policy'):
+        table.add_column(name, no_wrap=True)
+    for name in ('μ', 'top-1', 'top-5', 'loss'):
+        table.add_column(name, justify='right', no_wrap=True)
+    for i, label in enumerate(labels):
+        mark = '*' if i == best else ''
+        table.add_row(f'{i}{mark}', label, f'{mu[i]:.3f}' if len(labels) > 1 else '', *_cells(metrics[i]),
+                      style='bold' if i == best else None)
+    if len(metrics) > len(labels):
+        table.add_row('', 'ensemble', '', *_cells(metrics[-1]))
+    return table
+
+
+def print_table(title: str, table: Table) -> None:
+    """Print to standard output, whole also where the output is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    console.print(title, highlight=False, soft_wrap=True)
+    console.print(table)
+
+
+def _cells(metrics: dict[str, float]) -> tuple[str, str, str]:
+    return f"{metrics['top1']:.2f}", f"{metrics['top5']:.2f}", f"{metrics['loss']:.4f}"

@@ -1,0 +1,29 @@
+"""Export branches of a checkpoint as plain timm models."""
+from pathlib import Path
+
+from ..checkpoint import read_checkpoint
+from ..cli.config import StrictParser
+from . import branch_metadata, export_branch, load_branches, resolve_branches
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = StrictParser(prog='python -m a2aug_timm.export', description='Export branches as plain timm models.')
+    parser.add_argument('checkpoint', help='checkpoint of train.py')
+    parser.add_argument('--branch', default='best', metavar='I|best|all', help='all writes FOLDER/branch-I for each')
+    parser.add_argument('-o', '--output', required=True, metavar='FOLDER', help='folder to write')
+    args = parser.parse_args(argv)
+    with parser.user_errors():
+        checkpoint = read_checkpoint(args.checkpoint)
+        model = load_branches(checkpoint, args.checkpoint)
+        run = checkpoint['a2aug']
+        branches = resolve_branches(args.branch, run, model)
+    for branch in branches:
+        folder = Path(args.output) / f'branch-{branch}' if args.branch == 'all' else Path(args.output)
+        export_branch(
+            model, branch, folder, data_config=run['data_config'], label_names=run['config'].get('label_names'),
+            metadata=branch_metadata(run, branch))
+        print(f"branch {branch} -> {folder}\n  timm.create_model('local-dir:{folder}', pretrained=True)")
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,60 @@
+"""Who may import whom: read from the source, so that no run is needed to see a wrong arrow."""
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / 'a2aug_timm'
+MAY_IMPORT = {
+    'policies': set(),
+    'branches': set(),
+    'loss': set(),
+    'datasets': set(),
+    'engine': set(),
+    'views': {'policies'},
+    'task': {'loss'},
+    'checkpoint': set(),
+    'summary': {'checkpoint'},
+    'export': {'branches', 'checkpoint'},
+    'pretrained_file': {'export'},
+    'run_folder': {'checkpoint', 'export', 'summary'},
+    '__init__': {'branches', 'export', 'loss', 'policies', 'pretrained_file', 'task'},
+}
+
+
+def imported(path):
+    """Names of our modules that a file imports, and of other packages."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            ours.update([node.module.split('.')[0]] if node.module else [alias.name for alias in node.names])
+        elif isinstance(node, ast.ImportFrom):
+            others.add(node.module.split('.')[0])
+        elif isinstance(node, ast.Import):
+            others.update(alias.name.split('.')[0] for alias in node.names)
+    return ours, others
+
+
+@pytest.mark.parametrize('module', MAY_IMPORT)
+def test_a_module_imports_only_what_its_place_in_the_house_allows(module):
+    path = PACKAGE / module / '__init__.py' if (PACKAGE / module).is_dir() else PACKAGE / f'{module}.py'
+    ours, others = imported(path)
+    assert ours <= MAY_IMPORT[module]
+    assert not others & {'a2aug_timm', 'train', 'validate', 'argparse'} or module == 'checkpoint'
+
+
+def test_every_module_has_its_place_and_none_below_imports_the_command_line():
+    modules = {path.stem for path in PACKAGE.glob('*.py')} | {
+        path.parent.name for path in PACKAGE.glob('*/__init__.py')}
+    assert modules == set(MAY_IMPORT) | {'cli'}
+
+
+def test_files_and_functions_keep_their_size():
+    root = PACKAGE.parent
+    for path in [*PACKAGE.rglob('*.py'), root / 'train.py', root / 'validate.py']:
+        source = path.read_text(encoding='utf-8')
+        assert source.count('\n') <= 300, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                limit = 100 if node.name == 'main' else 60
+                assert node.end_lineno - node.lineno < limit, f'{path}: {node.name}'

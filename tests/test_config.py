@@ -1,0 +1,59 @@
+"""Strict configuration: each mistake is one sentence and exit code 2."""
+import pytest
+import yaml
+
+from a2aug_timm.cli.arguments import train_parser
+
+
+def parse(tmp_path, text, *argv):
+    path = tmp_path / 'config.yaml'
+    path.write_text(text)
+    return train_parser().parse(['-c', str(path), *argv])
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    text = 'lr: 1e-3\nbatch-size: 7\namp: true\nscale: [0.5, 1]\nmodel_kwargs: {width: 2}\nlr_noise: null\nepochs: 9'
+    args, explicit = parse(tmp_path, text, '-b', '5', '--a2aug-logit-scale', '4')
+    assert (args.lr, args.batch_size, args.amp, args.scale) == (1e-3, 5, True, [0.5, 1.])
+    assert args.model_kwargs == {'width': 2}
+    assert args.lr_noise is None and args.a2aug_logit_scale == 4. and args.momentum == 0.9
+    assert explicit == {'lr', 'batch_size', 'amp', 'scale', 'model_kwargs', 'lr_noise', 'epochs', 'a2aug_logit_scale'}
+
+
+def test_the_resolved_arguments_of_a_run_are_a_config_file_again(tmp_path):
+    args, _ = train_parser().parse(['--a2aug-branches', '3', '--a2aug-policies', 'v0', '3a', '--opt-kwargs', 'a=1'])
+    again, _ = parse(tmp_path, yaml.safe_dump(vars(args)))
+    assert vars(again) == vars(args)
+
+
+@pytest.mark.parametrize('text, words', [
+    ('learning_rate: 1', "unknown key 'learning_rate'"), ('batchsize: 1', "did you mean 'batch_size'"),
+    ('epochs: many', 'epochs: expected int'), ('epochs: 1.5', 'epochs: expected int'),
+    ('lr: [1]', 'lr: expected float'), ('amp: 1', 'amp: expected true or false'),
+    ('amp: "yes"', 'expected true or false'),
+    ('scale: 0.5', 'expected a list'), ('input_size: [1, 2]', 'a list of 3'), ('epochs: null', 'got null'),
+    ('a2aug_ensemble: median', 'adaptive, average'), ('a2aug_logit_scale: big', 'expected a number or one of'),
+    ('model: no', 'expected str, got False'),
+    ('model_kwargs: 3', 'expected a mapping'), ('- a', "must hold 'key: value'"), ('a: [', 'is not YAML')])
+def test_a_wrong_file_is_one_sentence_and_exit_code_2(tmp_path, capsys, text, words):
+    with pytest.raises(SystemExit) as exit_info:
+        parse(tmp_path, text)
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2 and words in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--bacth-size', '3'], "did you mean '--batch-size'"), (['-b', 'x'], 'invalid int value'),
+    (['-c', 'nowhere.yaml'], 'cannot read the config file'), (['--a2aug-loss-reduction', 'max'], 'invalid choice')])
+def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(capsys, argv, words):
+    with pytest.raises(SystemExit) as exit_info:
+        train_parser().parse(argv)
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2 and words in error and error.count('\n') == 1
+
+
+def test_ranks_other_than_the_first_stay_silent(capsys, monkeypatch):
+    monkeypatch.setenv('RANK', '1')
+    with pytest.raises(SystemExit) as exit_info:
+        train_parser().parse(['--nonsense'])
+    assert exit_info.value.code == 2 and capsys.readouterr().err == ''

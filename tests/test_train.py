@@ -1,0 +1,318 @@
+"""train.py and validate.py as a user runs them: what they write, refuse, survive and resume."""
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+import torch
+import yaml
+
+import train
+import validate
+from a2aug_timm import sample_policies
+from a2aug_timm.checkpoint import read_checkpoint
+from a2aug_timm.export.__main__ import main as export_main
+
+SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
+         '32', '--mean', '0.3', '--std', '0.35', '--hflip', '0', '--warmup-epochs', '0', '--lr', '0.05', '-b', '256',
+         '-vb', '360', '-j', '0', '--device', 'cpu']
+THREE = ['--a2aug-branches', '3']
+
+
+def run_train(tmp_path, *argv, epochs=1):
+    train.main([*SMALL, '--epochs', str(epochs), '--output', str(tmp_path), '--experiment', 'run', *argv])
+    return tmp_path / 'run'
+
+
+def rows_of(run):
+    with open(run / 'summary.csv', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def refused(capsys, main, argv):
+    """The sentence that a command line is refused with."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(list(map(str, argv)))
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2, error
+    assert error.count('error:') == 1 and error.endswith('\n'), error
+    return error.splitlines()[-1]
+
+
+def test_the_quickstart_trains_within_three_minutes_and_what_it_prints_works(run_script, tmp_path):
+    start = time.monotonic()
+    done = run_script('python', 'train.py', '-c', 'hparams/quickstart.yaml', '--output', tmp_path)
+    assert time.monotonic() - start < 180
+    run, = tmp_path.iterdir()
+    assert done.stdout.count('ensemble') == len(rows_of(run)) >= 10
+    for word in ('policy', 'μ', 'top-1', 'top-5', 'loss', sample_policies(3, 0)[2], 'Best: branch', f'{run}/export'):
+        assert word in done.stdout
+    assert max(float(row['eval_top1']) for row in rows_of(run)) > 95
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    for line in (line for line in lines if line.startswith('timm.create_model')):
+        assert eval(line, {'timm': timm}).num_classes == 10
+    command, = (line.split() for line in lines if line.startswith('python validate.py'))
+    assert 'ensemble' in run_script(*command).stdout
+
+
+def test_a_run_leaves_arguments_summary_checkpoints_and_an_export(tmp_path, capsys):
+    run = run_train(tmp_path, *THREE, '--checkpoint-hist', '1', epochs=2)
+    policies = sample_policies(3, 42)
+    args = yaml.safe_load((run / 'args.yaml').read_text())
+    assert args['a2aug_policies'] == policies and args['lr'] == 0.05 and args['a2aug_seed'] == 42
+    rows = rows_of(run)
+    assert [row['epoch'] for row in rows] == ['0', '1']
+    for name in ('train_loss', 'train_ce_2', 'train_kl_0', 'train_ensemble_ce', 'eval_top1', 'mu_1', 'best_branch',
+                 'eval_branch_2_top5', 'eval_ensemble_loss', 'lr'):
+        float(rows[1][name])
+    assert sum(float(rows[1][f'mu_{i}']) for i in range(3)) == pytest.approx(1)
+
+    checkpoint = read_checkpoint(run / 'last.pth.tar')
+    best = max(rows, key=lambda row: float(row['eval_top1']))
+    assert checkpoint['a2aug']['policies'] == policies and checkpoint['a2aug']['best_branch'] == int(
+        rows[1]['best_branch'])
+    assert len(list(run.glob('checkpoint-*.pth.tar'))) == 1
+    exported = torch.load(run / 'export' / 'checkpoint.pth.tar', weights_only=True)['metadata']
+    assert exported['branch'] == int(best['best_branch'])
+    assert exported['policy'] == policies[exported['branch']]
+    assert exported['metrics']['top1'] == pytest.approx(float(best['eval_top1']))
+
+    # args.yaml is a config file again, and gives the same run.
+    train.main(['-c', str(run / 'args.yaml'), '--experiment', 'again'])
+    assert rows_of(tmp_path / 'again') == rows
+    assert 'holds a run already' in refused(capsys, train.main, ['-c', run / 'args.yaml'])
+
+
+@pytest.mark.parametrize('argv', [
+    ['--a2aug-shared-bn'], ['--a2aug-ensemble', 'average', '--a2aug-loss-reduction', 'mean'],
+    ['--a2aug-independent-crops', '--no-prefetcher', '--channels-last', '--reprob', '0.5'],
+    ['--a2aug-no-logit-norm', '--a2aug-kl-weight', '0.5', '--smoothing', '0', '--clip-grad', '1', '--clip-mode', 'agc'],
+    ['--a2aug-logit-scale', '4', '--amp', '--amp-dtype', 'bfloat16', '--grad-accum-steps', '2'],
+    ['--a2aug-policies', 'rand-m9-n2-mstd0.5-inc1', 'original', 'augmix-m3', '--opt', 'adamw', '--sched', 'step'],
+    ['--model-ema', '--model-ema-decay', '0.5', '--val-interval', '2', '--eval-metric', 'loss', '-j', '1'],
+    ['--val-split', '', '--sched-on-updates']], ids=lambda argv: argv[0])
+def test_flags_work_with_branches(tmp_path, argv):
+    run = run_train(tmp_path, *THREE, *argv, epochs=2)
+    assert (run / 'export' / 'model.safetensors').exists()
+    rows = rows_of(run)
+    assert len(rows) == (1 if '--val-interval' in argv else 2)
+    mu = [float(rows[-1][f'mu_{i}']) for i in range(3)]
+    assert (mu == pytest.approx([1 / 3] * 3)) == ('average' in argv)
+    assert ('eval_top1' in rows[0]) == ('--val-split' not in argv)
+    assert ('eval_ensemble_top1' in rows[0]) == ('--val-split' not in argv and '--a2aug-shared-bn' not in argv)
+
+
+def test_ema_weights_are_what_is_judged_and_exported(tmp_path):
+    run = run_train(tmp_path, *THREE, '--model-ema', '--model-ema-decay', '0.5')
+    checkpoint = read_checkpoint(run / 'last.pth.tar')
+    exported = torch.load(run / 'export' / 'checkpoint.pth.tar', weights_only=True)['state_dict']
+    for weights, equal in (('state_dict', False), ('state_dict_ema', True)):
+        assert torch.equal(exported['fc.weight'], checkpoint[weights]['fc.weight']) == equal
+    assert checkpoint['task_state_ema']['mu_logits'].tolist() != checkpoint['task_state']['mu_logits'].tolist()
+
+
+def test_one_branch_is_plain_timm_training_of_a_folder_with_a_broken_image(image_folder, tmp_path, capsys):
+    broken = image_folder / 'train' / 'cat' / '3.jpg'
+    broken.write_bytes(broken.read_bytes()[:300])
+    train.main(['--data-dir', str(image_folder), '--model', 'test_resnet', '--num-classes', '2', '--img-size', '32',
+                '-b', '8', '-j', '0', '--device', 'cpu', '--epochs', '1', '--lr', '0.01', '--warmup-epochs', '0',
+                '--aa', 'rand-m9', '--output', str(tmp_path), '--experiment', 'plain'])
+    assert list(rows_of(tmp_path / 'plain')[0]) == ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
+    printed = capsys.readouterr()
+    assert 'skipped 1 broken image' in printed.out
+    model = timm.create_model(f'local-dir:{tmp_path}/plain/export', pretrained=True)
+    assert model.pretrained_cfg['label_names'] == ['cat', 'dog']
+    assert not any('branches' in key for key in read_checkpoint(tmp_path / 'plain' / 'last.pth.tar')['state_dict'])
+
+
+def test_three_branches_train_a_color_folder(image_folder, tmp_path):
+    train.main(['--data-dir', str(image_folder), '--model', 'test_efficientnet', '--num-classes', '2', '--img-size',
+                '32', '-b', '6', '-j', '2', '--device', 'cpu', '--epochs', '1', '--lr', '0.01', '--warmup-epochs', '0',
+                *THREE, '--output', str(tmp_path), '--experiment', 'color'])
+    assert len(rows_of(tmp_path / 'color')) == 1
+
+
+def test_a_run_killed_in_mid_epoch_resumes_to_the_same_weights_bit_for_bit(run_script, tmp_path):
+    command = ['python', 'train.py', *SMALL, *THREE, '-b', '64', '-j', '2', '--epochs', '4', '--model-ema',
+               '--grad-accum-steps', '2', '--drop', '0.2', '--reprob', '0.3', '--output', tmp_path]
+    run_script(*command, '--experiment', 'whole')
+
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command[1:]), '--experiment', 'killed', '--log-interval', '1'], env=environment,
+        cwd=train.__file__.rsplit('/', 1)[0], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True)
+    for line in process.stderr:
+        if line.startswith('Train: 2 [   3/'):
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    process.stderr.close()
+    last = tmp_path / 'killed' / 'last.pth.tar'
+    assert read_checkpoint(last)['epoch'] == 1
+
+    run_script('python', 'train.py', '--device', 'cpu', '--resume', last)
+    whole, resumed = (read_checkpoint(tmp_path / name / 'last.pth.tar') for name in ('whole', 'killed'))
+    for name in ('state_dict', 'state_dict_ema', 'task_state', 'task_state_ema'):
+        assert whole[name].keys() == resumed[name].keys()
+        assert all(torch.equal(value, resumed[name][key]) for key, value in whole[name].items()), name
+    assert rows_of(tmp_path / 'whole') == rows_of(tmp_path / 'killed')
+    for key in ('best_metric', 'best_epoch', 'kept'):
+        assert whole['keeper'][key] == resumed['keeper'][key]
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A finished run with three branches."""
+    return run_train(tmp_path_factory.mktemp('finished'), *THREE)
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--a2aug-branches', '0'], 'at least 1'), (['--a2aug-branches', '19'], 'holds 18'),
+    ([*THREE, '--a2aug-policies', 'v0', '3a'], 'needs as many policies, got 2'),
+    (['--a2aug-branches', '2', '--a2aug-policies', 'v0', 'v9'], "'v9' must begin with one of"),
+    (['--a2aug-branches', '2', '--a2aug-policies', 'rand-m9-n2', 'rand-n2-m9'], 'are the same'),
+    (['--a2aug-branches', '2', '--a2aug-policies', 'v0', '3a', '--a2aug-magnitudes', '5'], 'samples policies'),
+    (['--a2aug-policies', 'v0', '3a'], '2 policies need --a2aug-branches 2'),
+    (['--a2aug-kl-weight', '2'], '--a2aug-kl-weight needs --a2aug-branches 2 or more'),
+    ([*THREE, '--aa', 'v0'], '--aa contradicts'), ([*THREE, '--no-aug'], '--no-aug contradicts'),
+    ([*THREE, '--a2aug-no-logit-norm', '--a2aug-logit-scale', '2'], 'has no effect'),
+    ([*THREE, '--a2aug-ensemble', 'average', '--a2aug-ensemble-weight', '2'], 'has no effect'),
+    ([*THREE, '--model', 'test_vit'], 'no batch norm to give each branch its own; its norms are: LayerNorm'),
+    (['--model', 'resnet51'], "did you mean 'resnet5"), (['--model-kwargs', 'flavour=3'], 'flavour'),
+    (['--dataset', '', '--data-dir', '/nowhere'], "no data folder '/nowhere'"), (['--dataset', ''], 'no data'),
+    (['--dataset', 'torch/fashion_mnist', '--data-dir', '.'], "cannot read data set 'torch/fashion_mnist'"),
+    (['--val-split', 'test'], 'the splits train and validation'), (['--num-classes', '3'], '10 classes, the model 3'),
+    (['--resume', 'nowhere.pth.tar'], "no checkpoint 'nowhere.pth.tar'"),
+    (['--initial-checkpoint', 'nowhere.pth'], "no checkpoint 'nowhere.pth'"),
+    (['-b', '0'], '--batch-size must be at least 1'), (['-b', '5000'], 'more than the 1437 training images'),
+    (['--opt', 'sdg'], "no optimizer 'sdg'"), (['--sched', 'cosinus'], '--sched must be one of'),
+    (['--sync-bn'], 'needs a GPU'), (['--eval-metric', 'f1'], '--eval-metric must be one of'),
+    (['--mean', '0.1', '0.2'], 'mean must have one value or 1')], ids=lambda value: ' '.join(value)[:60])
+def test_bad_input_is_one_sentence_exit_code_2_and_no_folder(tmp_path, capsys, argv, words):
+    sentence = refused(capsys, train.main, [*SMALL, '--output', tmp_path / 'out', *argv])
+    assert words in sentence and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without a GPU')
+def test_a_gpu_that_is_asked_for_and_missing_is_refused(capsys):
+    assert 'no GPU' in refused(capsys, train.main, [*SMALL, '--device', 'cuda'])
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--model', 'test_efficientnet'], '--model test_efficientnet contradicts the checkpoint, which has test_resnet'),
+    (['--num-classes', '12'], '--num-classes 12 contradicts'), (['--a2aug-branches', '2'], '--a2aug-branches 2'),
+    (['--a2aug-policies', 'v0', '3a', 'v0r'], '--a2aug-policies v0 3a v0r contradicts'),
+    (['--a2aug-seed', '7'], 'contradicts'), (['--a2aug-shared-bn'], 'contradicts')], ids=lambda value: value[0])
+def test_a_resume_that_contradicts_its_checkpoint_is_refused(finished, capsys, argv, words):
+    before = {path: path.read_bytes() for path in finished.glob('*.*')}
+    assert words in refused(capsys, train.main, ['--resume', finished / 'last.pth.tar', '--device', 'cpu', *argv])
+    assert before == {path: path.read_bytes() for path in finished.glob('*.*')}
+
+
+def test_a_resume_in_another_folder_takes_the_history_along_and_trains_longer(finished, tmp_path):
+    train.main(['--resume', str(finished / 'last.pth.tar'), '--epochs', '2', '--output', str(tmp_path), '--device',
+                'cpu', '--experiment', 'longer', '--a2aug-branches', '3', '--a2aug-seed', '42'])
+    rows = rows_of(tmp_path / 'longer')
+    assert rows[:1] == rows_of(finished) and [row['epoch'] for row in rows] == ['0', '1']
+    assert len(rows_of(finished)) == 1
+
+
+def test_a_loss_that_is_not_finite_ends_with_code_1_and_keeps_the_last_good_checkpoint(finished, tmp_path, caplog):
+    argv = ['--resume', str(finished / 'last.pth.tar'), '--epochs', '3', '--lr', '1e20', '--sched', 'none',
+            '--no-resume-opt', '--output', str(tmp_path), '--experiment', 'nan', '--device', 'cpu']
+    with pytest.raises(SystemExit) as exit_info:
+        train.main(argv)
+    assert exit_info.value.code == 1 and 'the loss is not finite at epoch 1, step' in caplog.text
+    assert not (tmp_path / 'nan' / 'last.pth.tar').exists()
+    assert read_checkpoint(finished / 'last.pth.tar')['epoch'] == 0
+
+
+def test_validation_of_branches_export_and_plain_files_agrees_with_training(finished, tmp_path, capsys):
+    row, = rows_of(finished)
+    data = ['--dataset', 'sklearn/digits', '--device', 'cpu', '-j', '0']
+
+    def results(*argv):
+        capsys.readouterr()
+        validate.main([*data, *map(str, argv)])
+        return json.loads(capsys.readouterr().out.split('--result\n')[1])
+
+    last = finished / 'last.pth.tar'
+    everything = results('--checkpoint', last, '--branch', 'all', '--results-file', tmp_path / 'r.csv')
+    for i, result in enumerate(everything):
+        name = f'branch_{i}' if i < 3 else 'ensemble'
+        for metric in ('top1', 'top5', 'loss'):
+            assert result[metric] == pytest.approx(float(row[f'eval_{name}_{metric}']), abs=1e-4)
+    with open(tmp_path / 'r.csv', encoding='utf-8') as file:
+        assert [line['branch'] for line in csv.DictReader(file)] == ['0', '1', '2', 'ensemble']
+    results('--checkpoint', last, '--branch', 'all', '--results-file', tmp_path / 'r.json', '--results-format', 'json')
+    assert json.loads((tmp_path / 'r.json').read_text()) == everything
+
+    best = everything[int(row['best_branch'])]
+    assert results('--checkpoint', last) == best
+    assert results('--checkpoint', last, '--branch', '1', '--model', 'test_resnet') == everything[1]
+    plain = finished.parent / 'plain.pth'
+    torch.save(torch.load(finished / 'export' / 'checkpoint.pth.tar', weights_only=True)['state_dict'], plain)
+    given = ['--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32', '32', '--mean', '0.3', '--std',
+             '0.35', '--crop-pct', '0.95']
+    for argv in (['--checkpoint', finished / 'export'], ['--checkpoint', finished / 'export' / 'model.safetensors'],
+                 ['--checkpoint', finished / 'export' / 'checkpoint.pth.tar'], ['--checkpoint', plain, *given]):
+        assert results(*argv)['top1'] == best['top1']
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--branch', '3'], "no branch '3'; this checkpoint has branches 0 to 2"), (['--branch', 'first'], 'no branch'),
+    (['--model', 'resnet18'], '--model resnet18 contradicts'), (['--num-classes', '4'], '--num-classes 4 contradicts'),
+    (['--use-ema'], 'no EMA'), (['--results-format', 'xml'], '--results-format must be one of'),
+    (['--checkpoint', 'nowhere.pth'], "no checkpoint 'nowhere.pth'")], ids=lambda value: ' '.join(value))
+def test_validation_refuses_what_does_not_fit(finished, capsys, argv, words):
+    common = ['--dataset', 'sklearn/digits', '--device', 'cpu', '--checkpoint', finished / 'last.pth.tar']
+    assert words in refused(capsys, validate.main, [*common, *argv])
+
+
+def test_any_branch_is_exported_from_any_checkpoint(finished, tmp_path, capsys):
+    export_main([str(finished / 'last.pth.tar'), '--branch', 'all', '-o', str(tmp_path / 'all')])
+    for i in range(3):
+        metadata = torch.load(tmp_path / 'all' / f'branch-{i}' / 'checkpoint.pth.tar', weights_only=True)['metadata']
+        assert metadata['branch'] == i and metadata['policy'] == sample_policies(3, 42)[i]
+    export_main([str(finished / 'last.pth.tar'), '-o', str(tmp_path / 'best')])
+    exported, original = (torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
+                          for folder in (tmp_path / 'best', finished / 'export'))
+    assert exported['metadata'] == original['metadata'] and exported['config'] == original['config']
+    assert all(torch.equal(value, original['state_dict'][key]) for key, value in exported['state_dict'].items())
+    for argv, words in (([finished / 'last.pth.tar', '--branch', '5'], "no branch '5'"), (['nowhere'], 'no checkpoint'),
+                        ([finished / 'export' / 'checkpoint.pth.tar'], 'not a checkpoint of')):
+        assert words in refused(capsys, export_main, [*argv, '-o', tmp_path / 'no'])
+    assert not (tmp_path / 'no').exists()
+
+
+def test_two_processes_and_two_nodes_train_together(run_script, tmp_path):
+    argv = [*SMALL, *THREE, '-b', '128', '--epochs', '2', '--output', tmp_path]
+    run_script('./distributed_train.sh', '2', *argv, '--experiment', 'processes')
+    assert run_script('./distributed_train.sh', check=False).returncode == 2
+
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, 'NNODES': '2', 'RDZV_ENDPOINT': f'127.0.0.1:{port}', 'OMP_NUM_THREADS': '1',
+                   'PATH': f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'}
+    agents = [subprocess.Popen(
+        ['./distributed_train.sh', '1', *map(str, argv), '--experiment', 'nodes'], env=environment,
+        cwd=train.__file__.rsplit('/', 1)[0], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)]
+    outputs = [agent.communicate(timeout=300)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert sum('Best: branch' in output for output in outputs) == 1
+
+    # The same two ranks with the same seeds, launched either way, are the same run.
+    one, other = (read_checkpoint(tmp_path / name / 'last.pth.tar') for name in ('processes', 'nodes'))
+    assert len(one['rng']) == 2
+    for key, value in one['state_dict'].items():
+        torch.testing.assert_close(other['state_dict'][key], value)
+    assert one['a2aug']['policies'] == other['a2aug']['policies'] == sample_policies(3, 42)
