@@ -8,6 +8,7 @@ A run's folder holds args.yaml, summary.csv, checkpoints and export/, a plain ti
 """
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,10 +42,10 @@ from a2aug_timm.cli.build import (
     build_task,
     init_device,
 )
-from a2aug_timm.cli.checks import adopt_run, check_train
+from a2aug_timm.cli.checks import NOT_OF_THE_RUN, adopt_run, check_train
 from a2aug_timm.cli.config import StrictParser
 from a2aug_timm.cli.console import RunProgress, branch_table, print_table
-from a2aug_timm.datasets import class_names
+from a2aug_timm.datasets import names_of_classes
 from a2aug_timm.engine import OptimizerStep, evaluate, train_one_epoch
 from a2aug_timm.export import model_config
 from a2aug_timm.run_folder import RunFolder, choose_folder
@@ -59,33 +60,37 @@ def main(argv: list[str] | None = None) -> None:
     with parser.user_errors():
         args, checkpoint, path = parse(parser, argv)
     folder = RunFolder(path, args.checkpoint_hist, decreasing=args.eval_metric == 'loss')
-    run_args = {name: value for name, value in vars(args).items() if name not in ('data', 'local_rank')}
-    device = init_device(args)
-
-    with parser.user_errors(RuntimeError):
+    run_args = {name: value for name, value in vars(args).items() if name not in NOT_OF_THE_RUN}
+    # What timm raises for settings that do not go together comes before any epoch, and is the user's to mend.
+    with parser.user_errors(RuntimeError, TypeError, KeyError, AssertionError, IndexError, OSError, ImportError):
+        device = init_device(args)
         model = build_model(args, checkpoint, device)
         data_config = resolve_input_data_config(model, vars(args), verbose=utils.is_primary(args))
         train_set, eval_set = build_datasets(args, data_config, model.num_classes)
         loader, eval_loader = build_loaders(args, data_config, device, train_set, eval_set)
-    config = model_config(model, data_config, class_names(train_set.dataset))
-    task = build_task(args, model, device)
-    optimizer, lr_scheduler, num_epochs = build_optimizer(args, task, loader)
-    autocast, loss_scaler = build_amp(args, device)
-    start_epoch = args.start_epoch or 0
-    if checkpoint:
-        folder.resume(checkpoint)
-        load_training_state(checkpoint, task, None if args.no_resume_opt else optimizer, lr_scheduler, loss_scaler)
-        start_epoch = resume(args, checkpoint, lr_scheduler, loader, eval_loader)
-    if args.distributed:
-        task.prepare_distributed(
-            device_ids=None if device.type == 'cpu' else [device], broadcast_buffers=not args.no_ddp_bb)
-    if utils.is_primary(args):
-        run_args.update(lr=args.lr, lr_base_scale=args.lr_base_scale, num_classes=model.num_classes)
-        folder.begin(run_args)
+        config = model_config(model, data_config, names_of_classes(train_set.dataset))
+        task = build_task(args, model, device)
+        optimizer, lr_scheduler, num_epochs = build_optimizer(args, task, loader)
+        autocast, loss_scaler = build_amp(args, device)
+        num_updates = -(-len(loader) // args.grad_accum_steps)
+        start_epoch = args.start_epoch or 0
+        if checkpoint is not None:
+            start_epoch = checkpoint.get('epoch', -1) + 1 if args.start_epoch is None else args.start_epoch
+            folder.resume(checkpoint, Path(args.resume).parent, start_epoch)
+            load_training_state(checkpoint, task, None if args.no_resume_opt else optimizer, lr_scheduler, loss_scaler)
+        start_schedule(args, lr_scheduler, start_epoch, num_updates, (checkpoint or {}).get('metric'))
+        if checkpoint is not None:
+            resume_random_state(args, checkpoint, loader, eval_loader)
+        if args.distributed:
+            task.prepare_distributed(
+                device_ids=None if device.type == 'cpu' else [device], broadcast_buffers=not args.no_ddp_bb)
+        if utils.is_primary(args):
+            run_args.update(lr=args.lr, lr_base_scale=args.lr_base_scale, num_classes=model.num_classes,
+                            in_chans=data_config['input_size'][0])
+            folder.begin(run_args)
 
     step = OptimizerStep(task, optimizer, lr_scheduler=lr_scheduler, loss_scaler=loss_scaler,
                          clip_grad=args.clip_grad, clip_mode=args.clip_mode)
-    num_updates = -(-len(loader) // args.grad_accum_steps)
     progress = RunProgress(num_epochs, num_updates, start_epoch, enabled=utils.is_primary(args))
     with progress, exit_on_bad_loss(folder):
         for epoch in range(start_epoch, num_epochs):
@@ -97,26 +102,29 @@ def main(argv: list[str] | None = None) -> None:
             synchronize_bn(args, task)
             metric = None
             if (epoch + 1) % args.val_interval == 0 or epoch + 1 == num_epochs:
-                record = judge(args, task, eval_loader, device, autocast)
-                record.update(epoch=epoch, config=config, data_config=data_config)
+                record = judge(args, task, eval_loader, device, autocast, epoch)
+                record.update(config=config, data_config=data_config)
                 metric = save(args, folder, record, terms, step, run_args)
                 show(args, record, terms, num_epochs, count_skipped(device, train_set, eval_set))
             if lr_scheduler is not None:
                 lr_scheduler.step(epoch + 1, metric)
-    report(args, folder)
+    report(args, folder, config)
     if args.distributed:
         dist.destroy_process_group()
 
 
-def parse(parser: StrictParser, argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, Any], Path]:
-    """Arguments that have passed all checks, the checkpoint that is resumed (empty if none is), the run's folder."""
+def parse(
+        parser: StrictParser,
+        argv: list[str] | None,
+) -> tuple[argparse.Namespace, dict[str, Any] | None, Path]:
+    """Arguments that have passed all checks, the checkpoint that is resumed if there is one, the run's folder."""
     args, explicit = parser.parse(argv)
-    checkpoint = read_checkpoint(args.resume) if args.resume else {}
-    if checkpoint:
+    checkpoint = read_checkpoint(args.resume) if args.resume else None
+    if checkpoint is not None:
         adopt_run(args, explicit, checkpoint)
-    check_train(args, explicit, {action.dest: action.default for action in parser._actions})
     if not args.val_split:
         args.eval_metric = 'loss'
+    check_train(args, explicit, {action.dest: action.default for action in parser._actions})
     name = timm.models.safe_model_name(args.model)
     if args.a2aug_branches > 1:
         name += f'-a2aug{args.a2aug_branches}'
@@ -124,13 +132,25 @@ def parse(parser: StrictParser, argv: list[str] | None) -> tuple[argparse.Namesp
     return args, checkpoint, choose_folder(args.output or 'output/train', args.experiment, name, resumed)
 
 
-def resume(args: argparse.Namespace, checkpoint: dict[str, Any], lr_scheduler: Any, *loaders: Any) -> int:
-    """Put schedule and random generators where the checkpoint left them; returns the first epoch to train."""
-    start_epoch = checkpoint.get('epoch', -1) + 1 if args.start_epoch is None else args.start_epoch
+def start_schedule(
+        args: argparse.Namespace,
+        lr_scheduler: Any,
+        start_epoch: int,
+        num_updates: int,
+        metric: float | None,
+) -> None:
+    """Move the schedule to the first epoch that is trained."""
     if lr_scheduler is not None and start_epoch > 0:
-        lr_scheduler.step(start_epoch, checkpoint.get('metric'))
+        lr_scheduler.step(start_epoch, metric)
         if args.sched_on_updates:
-            lr_scheduler.step_update(start_epoch * -(-len(loaders[0]) // args.grad_accum_steps))
+            lr_scheduler.step_update(start_epoch * num_updates)
+
+
+def resume_random_state(args: argparse.Namespace, checkpoint: dict[str, Any], *loaders: Any) -> None:
+    """Put the random generators of all ranks where the checkpoint left them."""
+    if args.a2aug_branches == 1:
+        # Workers of plain training draw from streams of their own, which must not be the first epoch's again.
+        utils.random_seed(args.seed + 1000 * (checkpoint.get('epoch', 0) + 1), args.rank)
     for loader in filter(None, loaders):
         start_workers(loader)
     states = checkpoint.get('rng', [])
@@ -138,8 +158,7 @@ def resume(args: argparse.Namespace, checkpoint: dict[str, Any], lr_scheduler: A
         set_rng_state(states[args.rank])
     else:
         _logger.warning('The random state of %d ranks cannot continue on %d.', len(states), args.world_size)
-    _logger.info("Resumed from '%s' at epoch %d", args.resume, start_epoch)
-    return start_epoch
+    _logger.info("Resumed from '%s'", args.resume)
 
 
 def synchronize_bn(args: argparse.Namespace, task: TrainingTask) -> None:
@@ -158,25 +177,36 @@ def judge(
         loader: Any,
         device: torch.device,
         autocast: Callable,
+        epoch: int,
 ) -> dict[str, Any]:
-    """Evaluate every branch; what the checkpoint says of it."""
+    """Evaluate every branch; what the checkpoint says of it.
+
+    Raises:
+        FloatingPointError: The weights, or the losses of all branches, are not finite.
+    """
     judged_ema = args.model_ema and not args.model_ema_force_cpu
     mu = task.mu(judged_ema) if isinstance(task, A2AugTask) else torch.ones(1)
     num_judged = 1 if args.a2aug_shared_bn else len(mu)
+    model = task.get_eval_model(ema=judged_ema).eval()
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise FloatingPointError(f'the weights are not finite after epoch {epoch}')
     metrics = None
     # Without validation images the paper's observation must do: the stronger branch has the larger weight (Table 6).
     best_branch = int(mu[:num_judged].argmax())
     if loader is not None:
-        model = task.get_eval_model(ema=judged_ema).eval()
         metrics = evaluate(
             partial(branch_logits, model), mu, loader, device=device, autocast=autocast,
             channels_last=args.channels_last)
         sign = -1 if args.eval_metric == 'loss' else 1
+        finite = [branch for branch in range(num_judged) if math.isfinite(metrics[branch]['loss'])]
+        if not finite:
+            raise FloatingPointError(f'the validation loss is not finite after epoch {epoch}')
         # Of equal branches the one with the lower loss.
         best_branch = max(
-            range(num_judged), key=lambda branch: (sign * metrics[branch][args.eval_metric], -metrics[branch]['loss']))
+            finite, key=lambda branch: (sign * metrics[branch][args.eval_metric], -metrics[branch]['loss']))
     return dict(
-        num_branches=args.a2aug_branches, shared_bn=args.a2aug_shared_bn, judged_ema=judged_ema, mu=mu.tolist(),
+        epoch=epoch, num_branches=args.a2aug_branches, shared_bn=args.a2aug_shared_bn, judged_ema=judged_ema,
+        mu=mu.tolist(),
         policies=args.a2aug_policies or [args.aa], metrics=metrics, best_branch=best_branch)
 
 
@@ -241,7 +271,7 @@ def exit_on_bad_loss(folder: RunFolder) -> Iterator[None]:
         sys.exit(1)
 
 
-def report(args: argparse.Namespace, folder: RunFolder) -> None:
+def report(args: argparse.Namespace, folder: RunFolder, config: dict[str, Any]) -> None:
     """Say what came out and how to load it."""
     keeper = folder.keeper
     if not utils.is_primary(args) or keeper.best_epoch is None:
@@ -250,14 +280,15 @@ def report(args: argparse.Namespace, folder: RunFolder) -> None:
     branch = row.get('best_branch', 0)
     policy = f' ({args.a2aug_policies[branch]})' if args.a2aug_branches > 1 and not args.a2aug_shared_bn else ''
     source = ''.join(f' {name} {value}' for name, value in (
-        ('--data-dir', args.data_dir), ('--dataset', args.dataset)) if value)
-    export = folder.export_path
+        ('--data-dir', args.data_dir), ('--dataset', args.dataset),
+        ('--split', args.val_split if args.val_split != 'validation' else '')) if value)
+    export, architecture = folder.export_path, config['architecture']
     print(f"""
 Best: branch {branch}{policy}, {args.eval_metric} {keeper.best_metric:.4g} at epoch {keeper.best_epoch + 1}
 Exported to {export}; load it with timm alone, by file with this package, or judge all branches again:
 
     timm.create_model('local-dir:{export}', pretrained=True)
-    timm.create_model('{args.model}', pretrained_file='{export}/model.safetensors')  # after import a2aug_timm
+    timm.create_model('{architecture}', pretrained_file='{export}/model.safetensors')  # after import a2aug_timm
     python validate.py{source} --checkpoint {folder.last_path} --branch all""")
 
 

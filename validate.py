@@ -25,7 +25,7 @@ from a2aug_timm.checkpoint import atomic_write, check_weights, read_checkpoint, 
 from a2aug_timm.cli.arguments import validate_parser
 from a2aug_timm.cli.checks import check_common, flag
 from a2aug_timm.cli.console import branch_table, print_table
-from a2aug_timm.datasets import create_dataset
+from a2aug_timm.datasets import check_split, create_dataset, names_of_classes
 from a2aug_timm.engine import evaluate
 from a2aug_timm.export import build_model, load_branches, read_config, resolve_branches
 from a2aug_timm.views import SkippingDataset
@@ -36,15 +36,22 @@ _logger = logging.getLogger('validate')
 def main(argv: list[str] | None = None) -> None:
     parser = validate_parser()
     args, explicit = parser.parse(argv)
-    with parser.user_errors(RuntimeError):
+    with parser.user_errors(RuntimeError, TypeError, KeyError, AssertionError, OSError, ImportError):
         check_common(args, explicit)
-        model, rows = load(args, explicit)
+        if args.results_file and not Path(args.results_file).resolve().parent.is_dir():
+            raise ValueError(f"there is no folder for --results-file '{args.results_file}'")
+        check_split(args.dataset, args.data_dir, args.split, allow_no_split=True)
+        model, rows, label_names = load(args, explicit)
         data_config = resolve_input_data_config(
             model, vars(args), use_test_size=not args.use_train_size, verbose=True)
         mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
         dataset = SkippingDataset(create_dataset(
-            args.dataset, args.data_dir, args.split, class_map=args.class_map, download=args.dataset_download,
-            input_img_mode=mode))
+            args.dataset, args.data_dir, args.split, allow_no_split=True, class_map=args.class_map,
+            class_names=label_names, download=args.dataset_download,
+            input_img_mode=mode), mode)
+        names = names_of_classes(dataset.dataset)
+        if names and len(names) > model.num_classes:
+            raise ValueError(f'the data has {len(names)} classes, the model {model.num_classes}')
     utils.random_seed(args.seed)
     device = torch.device(args.device)
     loader = create_loader(
@@ -68,8 +75,11 @@ def main(argv: list[str] | None = None) -> None:
     print('--result\n' + json.dumps(results if len(results) > 1 else results[0], indent=4))
 
 
-def load(args: argparse.Namespace, explicit: set[str]) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The model to evaluate, and what is known of each of its branches (one of a plain model).
+def load(
+        args: argparse.Namespace,
+        explicit: set[str],
+) -> tuple[nn.Module, list[dict[str, Any]], list[str] | None]:
+    """The model to evaluate, what is known of each of its branches (one of a plain model), the names of its classes.
 
     Raises:
         ValueError: The checkpoint does not fit what the command line says, or cannot be read.
@@ -80,7 +90,7 @@ def load(args: argparse.Namespace, explicit: set[str]) -> tuple[nn.Module, list[
         model = timm.create_model(
             args.model, pretrained=True, num_classes=args.num_classes, in_chans=_in_chans(args), global_pool=args.gp,
             **args.model_kwargs)
-        return model, [{'model': args.model}]
+        return model, [{'model': args.model}], None
     if path.is_dir():
         path = path / 'model.safetensors'
     checkpoint = read_checkpoint(path)
@@ -102,7 +112,7 @@ def load(args: argparse.Namespace, explicit: set[str]) -> tuple[nn.Module, list[
     row = {'model': config['architecture'] if config else args.model}
     if policy := checkpoint.get('metadata', {}).get('policy'):
         row['policy'] = policy
-    return model, [row]
+    return model, [row], (config or {}).get('label_names')
 
 
 def load_run(
@@ -110,17 +120,18 @@ def load_run(
         explicit: set[str],
         checkpoint: dict[str, Any],
         source: str,
-) -> tuple[nn.Module, list[dict[str, Any]]]:
+) -> tuple[nn.Module, list[dict[str, Any]], list[str] | None]:
     """The branches of a run that ``--branch`` names: one of them as a plain model, or all of them."""
     run = checkpoint['a2aug']
     _check_config(args, explicit, run['config'])
     model = load_branches(checkpoint, source, use_ema=True if args.use_ema else None)
     branches = resolve_branches(args.branch, run, model)
-    rows = [{'model': run['config']['architecture'], 'branch': branch, 'policy': run['policies'][branch],
-             'mu': run['mu'][branch]} for branch in branches]
+    rows = [{'model': run['config']['architecture'], 'branch': branch,
+             'policy': None if run['shared_bn'] else run['policies'][branch],
+             'mu': 1. if run['shared_bn'] else run['mu'][branch]} for branch in branches]
     if num_branches_of(model) > 1 and len(branches) == 1:
         model = extract_branch(model, branches[0])
-    return model, rows
+    return model, rows, run['config'].get('label_names')
 
 
 def _refuse_branch(args: argparse.Namespace, explicit: set[str]) -> None:
@@ -133,6 +144,9 @@ def _check_config(args: argparse.Namespace, explicit: set[str], config: dict[str
         given = getattr(args, name)
         if name in explicit and str(given).split('.')[0] != str(value):
             raise ValueError(f'{flag(name)} {given} contradicts the checkpoint, which has {value}')
+    for name in ('gp', 'model_kwargs'):
+        if name in explicit:
+            raise ValueError(f'{flag(name)} has no effect; the checkpoint says how its model was built')
 
 
 def _in_chans(args: argparse.Namespace) -> int | None:

@@ -3,7 +3,7 @@ import copy
 from collections.abc import Callable, Iterator
 
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -52,7 +52,19 @@ class MultiBranchBN(nn.Module):
         if x.shape[0] % num_branches:
             raise ValueError(
                 f'a joint batch holds {num_branches} views of each image, but {x.shape[0]} rows are not a multiple')
-        return torch.cat([norm(view) for norm, view in zip(self.branches, x.chunk(num_branches), strict=True)])
+        views = zip(self.branches, x.chunk(num_branches), strict=True)
+        if not self._shares_activation():
+            return torch.cat([norm(view) for norm, view in views])
+        # Activating the whole batch at once keeps one copy of it for backward instead of two.
+        kind = nn.SyncBatchNorm if isinstance(self.branches[0], nn.SyncBatchNorm) else nn.BatchNorm2d
+        x = torch.cat([kind.forward(norm, view) for norm, view in views])
+        return self.branches[0].act(self.branches[0].drop(x))
+
+    def _shares_activation(self) -> bool:
+        """Whether the branches have a fused activation, and one without parameters of its own."""
+        norm = self.branches[0]
+        return isinstance(norm, (BatchNormAct2d, SyncBatchNormAct)) and not any(
+            True for module in (norm.act, norm.drop) for _ in module.parameters())
 
     def extra_repr(self) -> str:
         return f'branch={self.branch}'
@@ -62,7 +74,8 @@ def convert_multi_branch_bn(model: nn.Module, num_branches: int) -> nn.Module:
     """Replace every batch norm of a model by a ``MultiBranchBN``, in place, and return the model.
 
     BatchNorm1d/2d/3d, SyncBatchNorm and timm's BatchNormAct2d count; InstanceNorm does not. A layer that the model
-    uses in several places stays shared.
+    uses in several places stays shared. What changes the network comes before (``reset_classifier``, resizing) or
+    after ``extract_branch`` (fusing, re-parameterising).
 
     Raises:
         ValueError: The model has no batch norm, or has branches already.
@@ -125,8 +138,12 @@ def extract_branch(model: nn.Module, branch: int) -> nn.Module:
     if layer is None:
         raise ValueError('the model has no branches to extract')
     _check_branch(layer, branch)
+    # Some models (LeViT, EfficientFormer) cache tensors of the last forward, which deepcopy refuses with their graph.
+    cached = (value for module in model.modules() for cache in vars(module).values() if isinstance(cache, dict)
+              for value in cache.values() if isinstance(value, torch.Tensor) and not value.is_leaf)
+    memo = {id(value): value.detach().clone() for value in cached}
     return _replace_modules(
-        copy.deepcopy(model), MultiBranchBN, lambda layer: _as_built(layer.branches[branch], layer.norm_class))
+        copy.deepcopy(model, memo), MultiBranchBN, lambda layer: _as_built(layer.branches[branch], layer.norm_class))
 
 
 def branch_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -161,8 +178,9 @@ def _as_built(norm: nn.Module, norm_class: type[nn.Module]) -> nn.Module:
     built = norm_class(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     if isinstance(built, BatchNormAct2d):
         built.act, built.drop = norm.act, norm.drop
-    built.load_state_dict(norm.state_dict())
-    return built.to(norm.running_mean.device if norm.track_running_stats else None).train(norm.training)
+    # The very parameters and buffers: their dtype, device and requires_grad come along.
+    built._parameters, built._buffers = norm._parameters, norm._buffers
+    return built.train(norm.training)
 
 
 def _replace_modules(

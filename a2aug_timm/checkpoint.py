@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,13 +25,16 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 # What timm's plateau schedule remembers between epochs; timm's others are functions of the epoch alone.
 _PLATEAU_STATE = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
+# Settings of an optimizer's parameter groups, which no optimizer changes by itself.
+_SETTINGS = ('weight_decay', 'momentum', 'dampening', 'nesterov', 'betas', 'eps')
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path to write to, which becomes ``path`` in one step if the block ends well."""
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    # A name that no killed process can have left: a file of its own, never an inode that another name shares.
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
     try:
         yield temporary
         with open(temporary, 'rb') as file:
@@ -38,6 +42,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what a killed process was writing in a folder."""
+    for path in Path(folder).glob('.*.tmp'):
+        path.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -78,19 +88,26 @@ def _read_safetensors(path: str | Path) -> dict[str, Any]:
     return {'state_dict': state_dict, **values}
 
 
-def state_dict_of(checkpoint: dict[str, Any], use_ema: bool = False) -> dict[str, torch.Tensor]:
-    """Weights of a checkpoint: its ``state_dict``, or the EMA's, or the dict itself.
+def state_dict_of(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[str, torch.Tensor]:
+    """Weights of a checkpoint, under the keys that timm knows, or the dict itself.
+
+    Args:
+        use_ema: The EMA's weights or not; None takes them where there are some, as timm's loaders do.
 
     Raises:
         ValueError: EMA weights are asked for and there are none, or there are no weights.
     """
-    if use_ema and checkpoint.get('state_dict_ema') is None:
+    ema = next((checkpoint[key] for key in ('state_dict_ema', 'model_ema') if checkpoint.get(key) is not None), None)
+    if use_ema and ema is None:
         raise ValueError('the checkpoint holds no EMA weights')
-    state_dict = checkpoint.get('state_dict_ema' if use_ema else 'state_dict', checkpoint)
-    state_dict = clean_state_dict(state_dict)
-    if not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+    if use_ema is False or ema is None:
+        state_dict = next((checkpoint[key] for key in ('state_dict', 'model') if key in checkpoint), checkpoint)
+    else:
+        state_dict = ema
+    if not isinstance(state_dict, dict) or not state_dict or not all(
+            isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise ValueError('the checkpoint holds no state_dict')
-    return state_dict
+    return clean_state_dict(state_dict)
 
 
 def check_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
@@ -170,12 +187,26 @@ def load_training_state(
     if optimizer is None:
         return
     if 'optimizer' in checkpoint:
-        optimizer.load_state_dict(checkpoint['optimizer'])
+        # Without a schedule the learning rate is a setting like the others.
+        names = _SETTINGS if lr_scheduler is not None else (*_SETTINGS, 'lr', 'initial_lr')
+        _load_optimizer(optimizer, checkpoint['optimizer'], names)
     if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
         loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
     if plateau := _plateau_of(lr_scheduler):
         for name, value in checkpoint.get('plateau', {}).items():
             setattr(plateau, name, value)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], settings: tuple[str, ...]) -> None:
+    """Load an optimizer's state and keep its own settings."""
+    fresh = [dict(group) for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f'the optimizer of the checkpoint does not fit this one ({error}); leave it behind with '
+                         '--no-resume-opt') from error
+    for group, own in zip(optimizer.param_groups, fresh, strict=True):
+        group.update({name: own[name] for name in settings if name in own})
 
 
 def _plateau_of(lr_scheduler: Scheduler | None) -> ReduceLROnPlateau | None:
@@ -200,9 +231,13 @@ class CheckpointKeeper:
         self.best_epoch: int | None = None
         self._kept: list[tuple[str, float]] = []
 
+    def is_best(self, metric: float) -> bool:
+        """Whether a metric is better than all that were saved."""
+        return self.best_metric is None or self.better(metric, self.best_metric)
+
     def save(self, state: dict[str, Any], epoch: int, metric: float) -> bool:
         """Write the checkpoint of an epoch and return whether it is the best so far."""
-        is_best = self.best_metric is None or self.better(metric, self.best_metric)
+        is_best = self.is_best(metric)
         if is_best:
             self.best_metric, self.best_epoch = metric, epoch
         name = f'checkpoint-{epoch}.pth.tar'

@@ -5,7 +5,10 @@ from typing import Any
 import numpy as np
 import timm.data
 from PIL import Image
+from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYNONYM
 from torch.utils.data import Dataset
+
+_SPLITS = (*_TRAIN_SYNONYM, *_EVAL_SYNONYM)
 
 _NUM_VALIDATION_DIGITS = 360
 
@@ -58,27 +61,65 @@ def check_dataset(name: str, root: str | None) -> None:
         raise ValueError(f"there is no data folder '{root}'")
 
 
-def create_dataset(name: str, root: str | None, split: str, **kwargs: Any) -> Dataset:
+def create_dataset(
+        name: str,
+        root: str | None,
+        split: str,
+        *,
+        class_names: list[str] | None = None,
+        allow_no_split: bool = False,
+        **kwargs: Any,
+) -> Dataset:
     """A data set by timm's name (``torch/…``, a folder if empty) or ``sklearn/digits``.
 
     Args:
         root: Folder of the data.
         split: Name of the split; in a folder of class folders, of the sub-folder.
+        class_names: Classes in the order of their index, where another split or a model has set them.
+        allow_no_split: Take a folder that has class folders and no splits for the split.
         kwargs: Other arguments of ``timm.data.create_dataset``.
 
     Raises:
-        ValueError: The data is not there, or has no such split.
+        ValueError: The data is not there, has no such split, or has other classes.
     """
     check_dataset(name, root)
     if name == 'sklearn/digits':
-        return DigitsDataset(split)
-    try:
-        return timm.data.create_dataset(name, root=root, split=split, **kwargs)
-    except (RuntimeError, AssertionError, FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"cannot read data set '{name or root}', split '{split}': {error}") from error
+        dataset = DigitsDataset(split)
+    else:
+        check_split(name, root, split, allow_no_split)
+        try:
+            dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
+            own = names_of_classes(dataset)
+            is_folder = hasattr(getattr(dataset, 'reader', None), 'class_to_idx') and not kwargs.get('class_map')
+            if class_names and own and own != class_names and is_folder and set(own) <= set(class_names):
+                # A split without images of some class must not shift the indices of the others.
+                class_map = {label: index for index, label in enumerate(class_names)}
+                dataset = timm.data.create_dataset(name, root=root, split=split, **{**kwargs, 'class_map': class_map})
+        except (RuntimeError, AssertionError, OSError, ImportError) as error:
+            raise ValueError(f"cannot read data set '{name or root}', split '{split}': {error}") from error
+    own = names_of_classes(dataset)
+    if class_names and own and not set(own) <= set(class_names):
+        odd = sorted(set(own) - set(class_names))
+        raise ValueError(f"split '{split}' has classes that are not known: {', '.join(odd[:5])}")
+    return dataset
 
 
-def class_names(dataset: Dataset) -> list[str] | None:
+def check_split(name: str, root: str, split: str, allow_no_split: bool = False) -> None:
+    """Raise ``ValueError`` where timm would silently take the whole folder, or the test images, for a split."""
+    kind, _, basic = name.lower().partition('/')
+    if kind == 'torch' and basic in _TORCH_BASIC_DS and split not in (*_SPLITS, 'test'):
+        raise ValueError(f"'{name}' has the splits train and validation, not '{split}'")
+    is_folder = not name or name.lower() in ('torch/image_folder', 'torch/folder')
+    if not is_folder or not os.path.isdir(root):
+        return
+    synonyms = next((names for names in (_TRAIN_SYNONYM, _EVAL_SYNONYM) if split in names), ())
+    if any(os.path.isdir(os.path.join(root, folder)) for folder in (split.split('[')[0], *synonyms)):
+        return
+    if not allow_no_split or any(os.path.isdir(os.path.join(root, folder)) for folder in _SPLITS):
+        raise ValueError(f"the data folder '{root}' has no split '{split}'")
+
+
+def names_of_classes(dataset: Dataset) -> list[str] | None:
     """Name of each class in the order of its index, if the data set knows them."""
     class_to_idx = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
     if class_to_idx and sorted(class_to_idx.values()) == list(range(len(class_to_idx))):

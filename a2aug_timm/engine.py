@@ -22,7 +22,7 @@ class Averages:
 
     def update(self, terms: dict[str, torch.Tensor], count: int) -> None:
         for name, value in terms.items():
-            value = value.detach() * count
+            value = wide(value.detach()) * count
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += count
 
@@ -39,6 +39,11 @@ class Averages:
             else:
                 means.update((f'{name}_{i}', item) for i, item in enumerate(value.tolist()))
         return means
+
+
+def wide(value: torch.Tensor) -> torch.Tensor:
+    """Float64, in which timm's meters sum on the host, where the device has it."""
+    return value if value.device.type == 'mps' else value.double()
 
 
 class FiniteLossGuard:
@@ -206,20 +211,26 @@ def evaluate(
         there are two branches or more. Over all ranks.
     """
     sums, count = None, 0
+    # timm's sampler repeats images so that all ranks get equally many; this rank's own come first.
+    num_own = getattr(getattr(loader, 'sampler', None), 'num_valid_samples', None)
     for batch, (images, target) in enumerate(loader):
         images, target = to_device(images, target, device, channels_last)
         with autocast():
             logits = predict(images)
-        logits = logits.float()
+        target = target if num_own is None else target[:max(0, num_own - count)]
+        logits = logits[:, :len(target)].float()
         if len(logits) > 1:
             ensemble = torch.einsum('n,nbk->bk', mu.to(logits), logits)
             logits = torch.cat([logits, ensemble.unsqueeze(0)])
-        metrics = torch.stack([
-            torch.stack([F.cross_entropy(one, target), *accuracy(one, target, topk=(1, 5))]) for one in logits])
-        sums = metrics * len(target) + (0 if sums is None else sums)
+        if sums is None:
+            sums = wide(torch.zeros(len(logits), 3, device=device))
+        if len(target):
+            metrics = torch.stack([
+                torch.stack([F.cross_entropy(one, target), *accuracy(one, target, topk=(1, 5))]) for one in logits])
+            sums += wide(metrics) * len(target)
         count += len(target)
         on_batch(batch)
-    totals = torch.cat([sums.flatten().double(), torch.tensor([count], dtype=torch.float64, device=device)])
+    totals = torch.cat([sums.flatten(), torch.tensor([count], dtype=sums.dtype, device=device)])
     if dist.is_initialized():
         dist.all_reduce(totals)
     means = (totals[:-1] / totals[-1]).view_as(sums).tolist()

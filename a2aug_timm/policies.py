@@ -131,11 +131,27 @@ def check_policies(policies: Sequence[str]) -> None:
     """Raise ``ValueError`` if a policy is malformed or two of them mean the same."""
     seen: dict[frozenset, str] = {}
     for policy in policies:
-        meaning = frozenset(
-            (key, value if key in ('family', 't') else float(value)) for key, value in parse_policy(policy).items())
+        meaning = frozenset(_meaning(policy).items())
         if meaning in seen:
             raise ValueError(f"policies '{seen[meaning]}' and '{policy}' are the same; each branch needs its own")
         seen[meaning] = policy
+
+
+def _meaning(policy: str) -> dict[str, str | float]:
+    """Sections of a policy with timm's defaults filled in and a magnitude above its cap cut to it."""
+    sections = {key: value if key in ('family', 't') else float(value) for key, value in parse_policy(policy).items()}
+    if sections['family'] == 'rand':
+        is_published = sections.get('t') == 'published'
+        defaults = {'m': 10., 'n': 2., 'p': 1. if is_published else 0.5, 'mstd': 0., 'inc': 0., 't': '',
+                    'mmax': float(MAX_MAGNITUDE) if is_published else 10.}
+        sections = {**defaults, **sections}
+        if not sections['mstd']:
+            sections['m'] = min(sections['m'], sections.pop('mmax'))
+    elif sections['family'] == 'augmix':
+        sections = {'m': 3., 'w': 3., 'd': -1., 'a': 1., 'b': 0., **sections}
+    else:
+        sections = {'mstd': 0., **sections}
+    return sections
 
 
 def _create_transform(

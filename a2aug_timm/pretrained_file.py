@@ -24,17 +24,18 @@ def add_pretrained_file() -> None:
     def create_model(model_name: str, *args: Any, pretrained_file: str | Path | None = None, **kwargs: Any):
         if pretrained_file is None:
             return original(model_name, *args, **kwargs)
+        kwargs = {**dict(zip(('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay'), args, strict=False)), **kwargs}
         config = read_config(pretrained_file) or {}
         architecture = timm.models.parse_model_name(model_name)[1].split('.')[0]
         if config.get('architecture', architecture) != architecture:
             raise ValueError(f"'{pretrained_file}' holds a {config['architecture']}, not a {architecture}")
-        overlay = {**config.get('pretrained_cfg', {}), **kwargs.pop('pretrained_cfg_overlay', {})}
+        overlay = {**config.get('pretrained_cfg', {}), **(kwargs.pop('pretrained_cfg_overlay', None) or {})}
         overlay['file'] = str(pretrained_file)
         num_classes = config.get('num_classes', kwargs.get('num_classes'))
         if num_classes is not None:
             overlay['num_classes'] = num_classes
         kwargs = {**config.get('model_args', {}), 'num_classes': num_classes, **kwargs, 'pretrained': True}
-        return original(model_name, *args, pretrained_cfg_overlay=overlay, **kwargs)
+        return original(model_name, pretrained_cfg_overlay=overlay, **kwargs)
 
     create_model.takes_pretrained_file = True
     for module in (timm, timm.models, timm.models._factory):

@@ -1,4 +1,5 @@
 """A run's folder: args.yaml, summary.csv, checkpoints, and export/ with the best branch."""
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from .checkpoint import CheckpointKeeper, atomic_write
+from .checkpoint import CheckpointKeeper, atomic_write, remove_unfinished
 from .export import branch_metadata, export_branch
 from .summary import write_summary
 
@@ -57,14 +58,27 @@ class RunFolder:
         self.keeper = CheckpointKeeper(self.path, max_history, decreasing)
         self.history: list[dict[str, Any]] = []
 
-    def resume(self, checkpoint: dict[str, Any]) -> None:
-        """Continue with the history, best metric and kept files of a checkpoint."""
-        self.history = list(checkpoint.get('history', []))
+    def resume(self, checkpoint: dict[str, Any], source: str | Path, start_epoch: int) -> None:
+        """Continue a run: its history before ``start_epoch``, its best metric and its kept files.
+
+        Args:
+            source: Folder of the checkpoint. If it is another one, best checkpoints and export are copied from it.
+        """
+        source = Path(source)
+        if source.resolve() != self.path.resolve():
+            self.path.mkdir(parents=True, exist_ok=True)
+            for path in source.glob('*.pth.tar'):
+                shutil.copyfile(path, self.path / path.name)
+            if (source / 'export').is_dir():
+                shutil.copytree(source / 'export', self.export_path, dirs_exist_ok=True)
+        self.history = [row for row in checkpoint.get('history', []) if row['epoch'] < start_epoch]
         self.keeper.load(checkpoint)
 
     def begin(self, args: dict[str, Any]) -> None:
-        """Create the folder and write ``args.yaml``, which ``-c`` reads again."""
+        """Create the folder, or clear it of unfinished files, and write ``args.yaml``, which ``-c`` reads again."""
         self.path.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.export_path):
+            remove_unfinished(folder)
         with atomic_write(self.path / 'args.yaml') as path:
             path.write_text(yaml.safe_dump(args, sort_keys=False, allow_unicode=True), encoding='utf-8')
 
@@ -86,11 +100,11 @@ class RunFolder:
             metric: What makes the epoch better or worse.
         """
         self.history.append(row)
-        is_best = self.keeper.save(
-            {**state, 'a2aug': record, 'history': self.history}, epoch=row['epoch'], metric=metric)
-        write_summary(self.path / 'summary.csv', self.history)
-        if is_best:
+        # The export comes first: after a kill in between, the epoch is repeated and exported again.
+        if self.keeper.is_best(metric):
             branch = record['best_branch']
             export_branch(
                 model, branch, self.export_path, data_config=record['data_config'],
                 label_names=record['config'].get('label_names'), metadata=branch_metadata(record, branch))
+        self.keeper.save({**state, 'a2aug': record, 'history': self.history}, epoch=row['epoch'], metric=metric)
+        write_summary(self.path / 'summary.csv', self.history)

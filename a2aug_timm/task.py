@@ -85,7 +85,8 @@ class A2AugTask(TrainingTask):
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         module = self._module()
         parameters = list(module.model.parameters())
-        return (parameters[:-2] if exclude_head else parameters) + list(module.loss.parameters())
+        # μ is the head of the ensemble: adaptive clipping, relative to its length, would hold it at its zeros.
+        return parameters[:-2] if exclude_head else parameters + list(module.loss.parameters())
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         module = unwrap_model(module) if module is not None else self._module(ema)

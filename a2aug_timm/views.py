@@ -28,13 +28,15 @@ class SkippingDataset(Dataset):
 
     Args:
         dataset: Any map-style dataset of ``(Pillow image, target)``; its own transform is taken off.
+        image_mode: Pillow mode that every image is converted to, ``RGB`` or ``L``; None leaves it as it is.
 
     Raises:
         RuntimeError: 10 images in a row do not decode.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, image_mode: str | None = None):
         self.dataset = dataset
+        self.image_mode = image_mode
         self.transform = dataset.transform
         dataset.transform = None
         # A spawn lock is the one that workers can inherit under either start method.
@@ -54,6 +56,8 @@ class SkippingDataset(Dataset):
         return image if self.transform is None else self.transform(image), target
 
     def _load(self, index: int) -> tuple[Image.Image, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # which also ends an iteration
         for candidate in range(index, index + _MAX_CONSECUTIVE_FAILURES):
             candidate %= len(self)
             try:
@@ -67,12 +71,14 @@ class SkippingDataset(Dataset):
 
     def _decode(self, index: int) -> tuple[Image.Image, Any]:
         if not isinstance(self.dataset, ImageDataset):
-            return self.dataset[index]
+            image, target = self.dataset[index]
+            return image.convert(self.image_mode or image.mode), target
         # ImageDataset skips broken images itself but names only their index, so its reader is asked directly.
         file, target = self.dataset.reader[index][:2]
         with file:
             image = Image.open(file)
-            return image.convert(self.dataset.input_img_mode or image.mode), -1 if target is None else target
+            mode = self.image_mode or self.dataset.input_img_mode or image.mode
+            return image.convert(mode), -1 if target is None else target
 
     def _path(self, index: int) -> str:
         if isinstance(self.dataset, ImageDataset):
@@ -91,6 +97,7 @@ class MultiViewDataset(SkippingDataset):
     Args:
         dataset: Map-style dataset of ``(Pillow image, target)``.
         policies: The N fixed candidate policies.
+        image_mode: Pillow mode that every image is converted to; None leaves it as it is.
         seed: Seed of all random draws. Ranks share it: they differ in the indices that they are given.
         independent_crops: Give each view a base transform (crop, flip) of its own instead of one shared draw.
 
@@ -101,10 +108,11 @@ class MultiViewDataset(SkippingDataset):
             self,
             dataset: Dataset,
             policies: MultiPolicyRandAugment,
+            image_mode: str | None = None,
             seed: int = 0,
             independent_crops: bool = False,
     ):
-        super().__init__(dataset)
+        super().__init__(dataset, image_mode)
         self.policies = policies
         self.seed = seed
         self.independent_crops = independent_crops
@@ -136,12 +144,15 @@ def _seeded(key: str) -> Iterator[None]:
     digest = hashlib.sha256(key.encode()).digest()
     random.seed(digest)
     np.random.seed(list(digest[:16]))
-    torch.manual_seed(int.from_bytes(digest[:8], 'little'))
-    yield
-    if before is not None:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+    # torch.manual_seed() would seed the GPUs' generators too.
+    torch.default_generator.manual_seed(int.from_bytes(digest[:8], 'little'))
+    try:
+        yield
+    finally:
+        if before is not None:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_rng_state(before[2])
 
 
 def collate_views(batch: Sequence[tuple[tuple[torch.Tensor, ...], Any]]) -> tuple[torch.Tensor, torch.Tensor]:

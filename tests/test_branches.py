@@ -125,8 +125,11 @@ def test_timm_models_train_jointly_and_extract_as_timm_built_them(name, size):
     model(torch.randn(4, 3, size, size)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     before = copy.deepcopy(model.state_dict())
+    with select_branch(model.eval(), 1):
+        expected = model(torch.ones(1, 3, size, size))  # with a graph, which some models cache
 
     extracted = extract_branch(model, 1)
+    assert torch.equal(extracted(torch.ones(1, 3, size, size)), expected)
     assert [(key, type(module)) for key, module in extracted.named_modules()] == [
         (key, type(module)) for key, module in plain.named_modules()]
     assert list(extracted.state_dict()) == list(plain.state_dict())
@@ -198,10 +201,12 @@ def test_a_layer_that_is_used_twice_stays_one_layer():
 
 
 def test_synchronized_branches_extract_as_the_batch_norm_they_were():
-    plain = conv_net().eval()
+    plain = conv_net().double().eval()
+    plain[1].weight.requires_grad_(False)
     model = convert_sync_batchnorm(convert_multi_branch_bn(copy.deepcopy(plain), 2))
     assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     extracted = extract_branch(model, 1)
     assert [type(module) for module in extracted.modules()] == [type(module) for module in plain.modules()]
-    images = torch.randn(2, 3, 9, 9)
+    assert [p.requires_grad for p in extracted.parameters()] == [p.requires_grad for p in plain.parameters()]
+    images = torch.randn(2, 3, 9, 9, dtype=torch.float64)
     assert torch.equal(extracted(images), plain(images))

@@ -20,6 +20,7 @@ from a2aug_timm.checkpoint import (
     check_weights,
     load_training_state,
     read_checkpoint,
+    remove_unfinished,
     rng_state,
     set_rng_state,
     state_dict_of,
@@ -68,6 +69,35 @@ def test_last_best_and_the_best_k_are_kept_and_continue_after_a_resume(tmp_path)
     assert (resumed.best_metric, resumed.best_epoch) == (5., 1)
     assert not resumed.save({}, 5, 4.) and resumed.save({}, 6, 6.)
     assert set(os.listdir(tmp_path)) == files - {'checkpoint-3.pth.tar'} | {'checkpoint-6.pth.tar'}
+
+
+def test_a_kill_in_the_middle_of_a_save_spoils_no_other_file(tmp_path, monkeypatch):
+    keeper = CheckpointKeeper(tmp_path)
+    keeper.save({}, 0, 1.)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+    with monkeypatch.context() as patch:
+        # After best and numbered file are in place, before `last` is; no clean-up runs in a process that is killed.
+        replace = os.replace
+        patch.setattr(os, 'replace', lambda a, b: die() if str(b).endswith('last.pth.tar') else replace(a, b))
+        patch.setattr(type(tmp_path), 'unlink', lambda *_, **__: None)
+        with pytest.raises(Killed):
+            keeper.save({}, 1, 2.)
+    assert list(tmp_path.glob('.*.tmp'))
+    assert read_checkpoint(tmp_path / 'last.pth.tar')['epoch'] == 0
+    resumed = CheckpointKeeper(tmp_path)
+    resumed.load(read_checkpoint(tmp_path / 'last.pth.tar'))
+    remove_unfinished(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', lambda a, b: die() if str(b).endswith('last.pth.tar') else replace(a, b))
+        with pytest.raises(Killed):
+            resumed.save({}, 1, 2.)
+    for name, epoch in (('last', 0), ('model_best', 1), ('checkpoint-0', 0), ('checkpoint-1', 1)):
+        assert read_checkpoint(tmp_path / f'{name}.pth.tar')['epoch'] == epoch
 
 
 def test_lower_is_better_where_the_metric_decreases(tmp_path):

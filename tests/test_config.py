@@ -32,7 +32,7 @@ def test_the_resolved_arguments_of_a_run_are_a_config_file_again(tmp_path):
     ('lr: [1]', 'lr: expected float'), ('amp: 1', 'amp: expected true or false'),
     ('amp: "yes"', 'expected true or false'),
     ('scale: 0.5', 'expected a list'), ('input_size: [1, 2]', 'a list of 3'), ('epochs: null', 'got null'),
-    ('a2aug_ensemble: median', 'adaptive, average'), ('a2aug_logit_scale: big', 'expected a number or one of'),
+    ('a2aug_ensemble: median', 'adaptive, average'), ('a2aug_logit_scale: big', 'expected a positive number or one of'),
     ('model: no', 'expected str, got False'),
     ('model_kwargs: 3', 'expected a mapping'), ('- a', "must hold 'key: value'"), ('a: [', 'is not YAML')])
 def test_a_wrong_file_is_one_sentence_and_exit_code_2(tmp_path, capsys, text, words):

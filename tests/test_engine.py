@@ -62,6 +62,26 @@ def test_vector_terms_are_reported_one_by_one():
     assert averages.read() == pytest.approx({'ce_0': 3., 'ce_1': 6.})
 
 
+class Padded(list):
+    """Batches of a rank whose sampler repeats images after its own."""
+
+    def __init__(self, batches, num_own):
+        super().__init__(batches)
+        self.sampler = self
+        self.num_valid_samples = num_own
+
+
+@pytest.mark.parametrize('num_own', [1, 4, 5, 8])
+def test_images_that_a_sampler_repeats_are_not_counted(num_own):
+    torch.manual_seed(0)
+    weight, images, targets = torch.randn(4, 7), torch.randn(8, 4), torch.randint(7, (8,))
+    loader = Padded([(images[:4], targets[:4]), (images[4:], targets[4:])], num_own)
+    result, = evaluate(lambda x: (x @ weight)[None], torch.ones(1), loader, device=CPU)
+    own = images[:num_own] @ weight
+    assert result['loss'] == pytest.approx(F.cross_entropy(own, targets[:num_own]).item(), rel=1e-5)
+    assert result['top1'] == pytest.approx(100 * (own.argmax(1) == targets[:num_own]).float().mean().item(), rel=1e-5)
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_its_step():
     batches = data(6)
     batches[3][0][0, 0] = float('nan')

@@ -155,8 +155,15 @@ def test_malformed_policies_are_refused_with_their_text(policy):
         parse_policy(policy)
 
 
+def test_policies_that_differ_pass():
+    check_policies(['rand-m9', 'rand-m9-tpublished', 'rand-m15-mmax20', 'rand-m9-inc1', 'rand-m9-mstd0.5', 'rand-m10',
+                    'v0', 'v0r', '3a', 'rand-m9-t3a', 'augmix', 'augmix-b1'])
+
+
 @pytest.mark.parametrize('one, same', [
-    ('rand-m9-n2', 'rand-m9-n2'), ('rand-m9-n2', 'rand-n2-m9'), ('rand-m9-p1', 'rand-m9-p1.0')])
+    ('rand-m9-n2', 'rand-m9-n2'), ('rand-m9-n2', 'rand-n2-m9'), ('rand-m9-p1', 'rand-m9-p1.0'),
+    ('rand-m9', 'rand-m9-n2-p0.5-mstd0-inc0'), ('rand-m15', 'rand'), ('v0', 'v0-mstd0'), ('augmix', 'augmix-m3-w3'),
+    ('rand-m9-n2-tpublished', 'rand-m9-n2-p1.0-mmax30-tpublished')])
 def test_policies_that_mean_the_same_are_duplicates(one, same):
     with pytest.raises(ValueError, match='are the same'):
         check_policies([one, 'original', same])

@@ -35,16 +35,16 @@ def test_a_task_returns_the_losses_of_its_logits_and_the_logits():
         assert torch.equal(result[name], value)
 
 
-def test_mu_has_no_weight_decay_and_is_clipped_but_is_never_taken_for_the_head():
+def test_mu_has_no_weight_decay_and_counts_as_head_where_clipping_leaves_the_head_out():
     task = build()
     optimizer = create_optimizer_v2(task.get_trainable_module(), opt='sgd', lr=0.1, weight_decay=0.5)
     mu = task.trainable_module.loss.mu_logits
     groups = [group for group in optimizer.param_groups if any(p is mu for p in group['params'])]
     assert len(groups) == 1 and groups[0]['weight_decay'] == 0
     head = task.get_eval_model()[-1]
-    parameters = task.get_clip_parameters(exclude_head=True)
-    assert any(p is mu for p in parameters) and not any(p is q for p in parameters for q in head.parameters())
-    assert len(task.get_clip_parameters()) == len(parameters) + 2
+    body, everything = task.get_clip_parameters(exclude_head=True), task.get_clip_parameters()
+    rest = [p for p in everything if not any(p is q for q in body)]
+    assert len(rest) == 3 and all(any(p is q for q in rest) for p in (mu, *head.parameters()))
 
 
 def test_ema_tracks_mu_and_a_checkpoint_holds_both():

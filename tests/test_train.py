@@ -17,7 +17,9 @@ import train
 import validate
 from a2aug_timm import sample_policies
 from a2aug_timm.checkpoint import read_checkpoint
+from a2aug_timm.datasets import create_dataset, names_of_classes
 from a2aug_timm.export.__main__ import main as export_main
+from a2aug_timm.views import SkippingDataset
 
 SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
          '32', '--mean', '0.3', '--std', '0.35', '--hflip', '0', '--warmup-epochs', '0', '--lr', '0.05', '-b', '256',
@@ -108,6 +110,41 @@ def test_flags_work_with_branches(tmp_path, argv):
     assert ('eval_ensemble_top1' in rows[0]) == ('--val-split' not in argv and '--a2aug-shared-bn' not in argv)
 
 
+def test_flags_reach_what_they_name(tmp_path, monkeypatch):
+    built = {}
+
+    def spy(module, name, key):
+        original = getattr(module, name)
+
+        def call(*args, **kwargs):
+            built[key] = original(*args, **kwargs)
+            built[f'{key} kwargs'] = kwargs
+            return built[key]
+        monkeypatch.setattr(module, name, call)
+
+    spy(train, 'build_task', 'task')
+    spy(train, 'build_loaders', 'loaders')
+    spy(train, 'OptimizerStep', 'step')
+    spy(train, 'train_one_epoch', 'terms')
+    run_train(
+        tmp_path, *THREE, '--a2aug-ensemble-weight', '0.5', '--a2aug-kl-weight', '0.25', '--a2aug-logit-scale', '3',
+        '--a2aug-loss-reduction', 'mean', '--a2aug-independent-crops', '--smoothing', '0.2', '--reprob', '0.5',
+        '--remode', 'const', '--recount', '2', '--clip-grad', '0.7', '--clip-mode', 'value', '--amp', '--amp-dtype',
+        'bfloat16', '--channels-last', '--grad-accum-steps', '2', '--log-interval', '3', '--hflip', '0.25', '--drop',
+        '0.4')
+    loss, loader = built['task'].trainable_module.loss, built['loaders'][0]
+    assert (loss.ensemble_weight, loss.kl_weight, loss.logit_scale, loss.reduction) == (0.5, 0.25, 3., 'mean')
+    assert loss.logit_norm and loss.criterion.smoothing == 0.2 and built['task'].get_eval_model().drop_rate == 0.4
+    assert loader.dataset.independent_crops and loader.random_erasing.probability == 0.5
+    assert (loader.random_erasing.mode, loader.random_erasing.max_count) == ('const', 2)
+    assert any(getattr(part, 'p', None) == 0.25 for part in loader.dataset.transform[0].transforms)
+    assert loader.dataset.transform[1].transforms == []  # no color jitter after the policies
+    assert (built['step'].clip_grad, built['step'].clip_mode) == (0.7, 'value')
+    settings = built['terms kwargs']
+    assert settings['channels_last'] and settings['grad_accum_steps'] == 2 and settings['log_interval'] == 3
+    assert settings['autocast'].keywords == dict(device_type='cpu', dtype=torch.bfloat16)
+
+
 def test_ema_weights_are_what_is_judged_and_exported(tmp_path):
     run = run_train(tmp_path, *THREE, '--model-ema', '--model-ema-decay', '0.5')
     checkpoint = read_checkpoint(run / 'last.pth.tar')
@@ -191,12 +228,22 @@ def finished(tmp_path_factory):
     (['--val-split', 'test'], 'the splits train and validation'), (['--num-classes', '3'], '10 classes, the model 3'),
     (['--resume', 'nowhere.pth.tar'], "no checkpoint 'nowhere.pth.tar'"),
     (['--initial-checkpoint', 'nowhere.pth'], "no checkpoint 'nowhere.pth'"),
+    (['--a2aug-branches', '2', '--a2aug-policies', 'rand-m9', 'rand-m9-n2-p0.5-mstd0'], 'are the same'),
+    (['--aa', 'rand-m9-z3'], "section 'z3'"), (['--aa', 'foo'], 'must begin with one of'),
+    ([*THREE, '--a2aug-logit-scale', 'nan'], 'positive number'), ([*THREE, '--color-jitter', '0.2'], 'replace it'),
+    (['--val-split', 'trian'], 'train and validation, not'), (['--lr', '-1'], '--lr must be at least 0'),
+    (['--smoothing', '1.5'], 'between 0 and 1'), (['--scale', '0.5'], '--scale takes 2 values'),
+    (['--opt', 'adamw', '--opt-betas', '0.9'], 'takes 2 values'), (['--opt-kwargs', 'foo=1'], 'foo'),
+    (['--sched', 'plateau', '--sched-on-updates'], 'steps on epochs'), (['--device', 'foo'], "no device 'foo'"),
+    (['--model', 'local-dir:/nowhere'], 'no exported model'), (['--gp', 'foo'], 'foo'), (['--conf', 'x'], '--conf'),
+    (['--interpolation', 'foo'], '--interpolation must be one of'), (['--pretrained-path', 'x'], "no checkpoint 'x'"),
+    (['--start-epoch', '-1'], 'at least 0'),
     (['-b', '0'], '--batch-size must be at least 1'), (['-b', '5000'], 'more than the 1437 training images'),
     (['--opt', 'sdg'], "no optimizer 'sdg'"), (['--sched', 'cosinus'], '--sched must be one of'),
     (['--sync-bn'], 'needs a GPU'), (['--eval-metric', 'f1'], '--eval-metric must be one of'),
     (['--mean', '0.1', '0.2'], 'mean must have one value or 1')], ids=lambda value: ' '.join(value)[:60])
 def test_bad_input_is_one_sentence_exit_code_2_and_no_folder(tmp_path, capsys, argv, words):
-    sentence = refused(capsys, train.main, [*SMALL, '--output', tmp_path / 'out', *argv])
+    sentence = refused(capsys, train.main, [*SMALL, '--epochs', '1', '--output', tmp_path / 'out', *argv])
     assert words in sentence and not (tmp_path / 'out').exists()
 
 
@@ -209,7 +256,9 @@ def test_a_gpu_that_is_asked_for_and_missing_is_refused(capsys):
     (['--model', 'test_efficientnet'], '--model test_efficientnet contradicts the checkpoint, which has test_resnet'),
     (['--num-classes', '12'], '--num-classes 12 contradicts'), (['--a2aug-branches', '2'], '--a2aug-branches 2'),
     (['--a2aug-policies', 'v0', '3a', 'v0r'], '--a2aug-policies v0 3a v0r contradicts'),
-    (['--a2aug-seed', '7'], 'contradicts'), (['--a2aug-shared-bn'], 'contradicts')], ids=lambda value: value[0])
+    (['--a2aug-seed', '7'], 'contradicts'), (['--a2aug-shared-bn'], 'contradicts'),
+    (['--opt', 'adamw'], 'add --no-resume-opt'), (['--eval-metric', 'loss'], 'contradicts'),
+    (['--weight-decay', '0'], 'leave it behind with --no-resume-opt')], ids=lambda value: value[0])
 def test_a_resume_that_contradicts_its_checkpoint_is_refused(finished, capsys, argv, words):
     before = {path: path.read_bytes() for path in finished.glob('*.*')}
     assert words in refused(capsys, train.main, ['--resume', finished / 'last.pth.tar', '--device', 'cpu', *argv])
@@ -224,14 +273,81 @@ def test_a_resume_in_another_folder_takes_the_history_along_and_trains_longer(fi
     assert len(rows_of(finished)) == 1
 
 
+def test_settings_given_on_resume_replace_those_of_the_optimizer(finished, tmp_path):
+    train.main(['--resume', str(finished / 'last.pth.tar'), '--epochs', '2', '--device', 'cpu', '--sched', 'none',
+                '--lr', '1e-9', '--momentum', '0.5', '--weight-decay', '0.1', '--output', str(tmp_path),
+                '--experiment', 'new'])
+    groups = read_checkpoint(tmp_path / 'new' / 'last.pth.tar')['optimizer']['param_groups']
+    assert [(group['lr'], group['momentum'], group['weight_decay']) for group in groups] == [
+        (1e-9, 0.5, 0.), (1e-9, 0.5, 0.1)]
+    # Nothing learned: the best of the first run stays the best, with its files.
+    run = tmp_path / 'new'
+    args = yaml.safe_load((run / 'args.yaml').read_text())
+    assert 'resume' not in args and args['a2aug_policies'] == sample_policies(3, 42)
+    for name in ('export/model.safetensors', 'model_best.pth.tar'):
+        assert (run / name).exists()
+
+
+def test_a_later_start_has_the_schedule_of_its_epoch(tmp_path):
+    run = run_train(tmp_path, '--start-epoch', '2', '--lr', '1', '-b', '512', epochs=4)
+    assert [float(row['lr']) for row in rows_of(run)] == pytest.approx([0.5, 0.5 * (1 - 2 ** -0.5)])
+    assert [row['epoch'] for row in rows_of(run)] == ['2', '3']
+
+
+def test_splits_and_classes_that_do_not_match_are_refused(image_folder, tmp_path, capsys):
+    def argv(*more):
+        return ['--data-dir', image_folder, '--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b',
+                '8', '-j', '0', '--device', 'cpu', '--epochs', '1', '--output', tmp_path / 'out', *more]
+
+    for split in ('--train-split', '--val-split'):
+        assert "no split 'trian'" in refused(capsys, train.main, argv(split, 'trian'))
+    (image_folder / 'validation' / 'dog').rename(image_folder / 'validation' / 'wolf')
+    assert 'classes that are not known: wolf' in refused(capsys, train.main, argv())
+    (image_folder / 'validation' / 'wolf').rename(image_folder / 'wolf')
+    (image_folder / 'train' / 'ant').mkdir()
+    (image_folder / 'train' / 'cat' / '0.jpg').rename(image_folder / 'train' / 'ant' / '0.jpg')
+    names = names_of_classes(create_dataset('', str(image_folder), 'train'))
+    assert names == ['ant', 'cat', 'dog']
+    cats = create_dataset('', str(image_folder), 'validation', class_names=names)
+    assert {target for _, target in SkippingDataset(cats)} == {1}
+    (image_folder / 'validation').rename(tmp_path / 'elsewhere')
+    assert "no split 'validation'" in refused(capsys, train.main, argv())
+    assert "no split 'validation'" in refused(capsys, validate.main, [
+        '--data-dir', image_folder, '--model', 'test_resnet', '--device', 'cpu'])
+    assert len(create_dataset('', str(tmp_path / 'elsewhere'), 'validation', allow_no_split=True)) == 4
+
+
+def test_starting_weights_are_taken_as_timm_takes_them(finished, tmp_path, capsys):
+    def first_conv(*argv):
+        run_train(tmp_path, '--experiment', argv[-1], '--lr', '1e-12', *argv[:-1])
+        state_dict = read_checkpoint(tmp_path / argv[-1] / 'last.pth.tar')['state_dict']
+        return state_dict['conv1.0.weight'], state_dict
+
+    exported = torch.load(finished / 'export' / 'checkpoint.pth.tar', weights_only=True)['state_dict']
+    export = finished / 'export'
+    for name, argv in (('a', ['--initial-checkpoint', export]),
+                       ('b', ['--pretrained-path', export / 'model.safetensors']),
+                       ('c', ['--initial-checkpoint', finished / 'last.pth.tar', *THREE])):
+        conv, state_dict = first_conv(*map(str, argv), name)
+        torch.testing.assert_close(conv, exported['conv1.0.weight'], rtol=0, atol=1e-6)
+    theirs = read_checkpoint(finished / 'last.pth.tar')['state_dict']
+    torch.testing.assert_close(state_dict['bn1.branches.2.weight'], theirs['bn1.branches.2.weight'], rtol=0, atol=1e-6)
+    foreign = tmp_path / 'foreign.pth'
+    torch.save({'w': torch.zeros(1)}, foreign)
+    for argv, words in ((['--pretrained-path', foreign], 'holds no weights of ResNet'),
+                        (['--pretrained-path', finished / 'last.pth.tar'], 'holds 3 branches; export one'),
+                        (['--initial-checkpoint', foreign], "lacks 'bn1.bias'")):
+        assert words in refused(capsys, train.main, [*SMALL, '--epochs', '1', '--output', tmp_path / 'no', *argv])
+
+
 def test_a_loss_that_is_not_finite_ends_with_code_1_and_keeps_the_last_good_checkpoint(finished, tmp_path, caplog):
     argv = ['--resume', str(finished / 'last.pth.tar'), '--epochs', '3', '--lr', '1e20', '--sched', 'none',
             '--no-resume-opt', '--output', str(tmp_path), '--experiment', 'nan', '--device', 'cpu']
     with pytest.raises(SystemExit) as exit_info:
         train.main(argv)
     assert exit_info.value.code == 1 and 'the loss is not finite at epoch 1, step' in caplog.text
-    assert not (tmp_path / 'nan' / 'last.pth.tar').exists()
-    assert read_checkpoint(finished / 'last.pth.tar')['epoch'] == 0
+    assert str(tmp_path / 'nan' / 'last.pth.tar') in caplog.text
+    assert read_checkpoint(tmp_path / 'nan' / 'last.pth.tar')['epoch'] == 0
 
 
 def test_validation_of_branches_export_and_plain_files_agrees_with_training(finished, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The command lines of train.py and validate.py: timm's flags by timm's names and defaults, and A²-Aug's group."""
 import argparse
+import math
 
 from timm.utils import ParseKwargs
 
@@ -85,10 +86,13 @@ def logit_scale(value: str) -> str | float:
     if value in LOGIT_SCALES:
         return value
     try:
-        return float(value)
+        scale = float(value)
+        if not 0 < scale < math.inf:
+            raise ValueError
+        return scale
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected a number or one of {', '.join(LOGIT_SCALES)}, got '{value}'") from None
+            f"expected a positive number or one of {', '.join(LOGIT_SCALES)}, got '{value}'") from None
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -19,7 +20,7 @@ from torch import nn
 
 from ..branches import convert_multi_branch_bn
 from ..checkpoint import check_weights, read_checkpoint, state_dict_of
-from ..datasets import class_names, create_dataset
+from ..datasets import create_dataset, names_of_classes
 from ..policies import MultiPolicyRandAugment
 from ..task import A2AugTask
 from ..views import MultiViewDataset, SkippingDataset, collate_views
@@ -38,14 +39,14 @@ def init_device(args: argparse.Namespace) -> torch.device:
     return device
 
 
-def build_model(args: argparse.Namespace, checkpoint: dict[str, Any], device: torch.device) -> nn.Module:
+def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, device: torch.device) -> nn.Module:
     """Pretrained weights, then branches, then SyncBatchNorm: the order in which each sees what it needs."""
-    is_fresh = not checkpoint
+    is_fresh = checkpoint is None
     overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path and is_fresh else None
     try:
         model = timm.create_model(
             args.model,
-            pretrained=args.pretrained and is_fresh,
+            pretrained=bool(args.pretrained or args.pretrained_path) and is_fresh,
             pretrained_cfg_overlay=overlay,
             in_chans=args.in_chans or (args.input_size[0] if args.input_size else None),
             num_classes=args.num_classes,
@@ -59,16 +60,46 @@ def build_model(args: argparse.Namespace, checkpoint: dict[str, Any], device: to
         )
     except TypeError as error:  # an argument that this architecture does not take
         raise ValueError(f'{args.model}: {error}') from error
-    if args.initial_checkpoint and is_fresh:
-        weights = state_dict_of(read_checkpoint(args.initial_checkpoint))
-        check_weights(model, weights, args.initial_checkpoint)
-        model.load_state_dict(weights)
+    if overlay is not None:
+        _check_pretrained(args.pretrained_path, model)
+    initial = _read_initial(args) if args.initial_checkpoint and is_fresh else None
+    # Plain weights start all branches; those of a multi-branch run are a branch's own.
+    has_branches = initial is not None and _num_branches(initial) > 1
+    if initial is not None and not has_branches:
+        _load(model, initial, args.initial_checkpoint)
     if args.a2aug_branches > 1 and not args.a2aug_shared_bn:
         convert_multi_branch_bn(model, args.a2aug_branches)
-    if checkpoint:
+    if has_branches:
+        _load(model, initial, args.initial_checkpoint)
+    if not is_fresh:
         check_weights(model, state_dict_of(checkpoint), args.resume)
     model.to(device=device, memory_format=torch.channels_last if args.channels_last else None)
     return convert_sync_batchnorm(model) if args.distributed and args.sync_bn else model
+
+
+def _read_initial(args: argparse.Namespace) -> dict[str, Any]:
+    path = Path(args.initial_checkpoint)
+    return read_checkpoint(path / 'model.safetensors' if path.is_dir() else path)
+
+
+def _num_branches(checkpoint: dict[str, Any]) -> int:
+    run = checkpoint.get('a2aug', {})
+    return 1 if run.get('shared_bn') else run.get('num_branches', 1)
+
+
+def _load(model: nn.Module, checkpoint: dict[str, Any], source: str) -> None:
+    weights = state_dict_of(checkpoint, use_ema=None)
+    check_weights(model, weights, source)
+    model.load_state_dict(weights)
+
+
+def _check_pretrained(path: str, model: nn.Module) -> None:
+    """timm adapts head and stem and so takes any file; refuse what it would take nothing or the wrong things of."""
+    checkpoint = read_checkpoint(path)
+    if _num_branches(checkpoint) > 1:
+        raise ValueError(f"'{path}' holds {_num_branches(checkpoint)} branches; export one of them first")
+    if not state_dict_of(checkpoint, use_ema=None).keys() & model.state_dict().keys():
+        raise ValueError(f"'{path}' holds no weights of {type(model).__name__}")
 
 
 def build_datasets(
@@ -77,23 +108,24 @@ def build_datasets(
         num_classes: int,
 ) -> tuple[SkippingDataset, SkippingDataset | None]:
     """Train and validation images, the former with N views of each where there are branches."""
+    mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
     kwargs = dict(
-        class_map=args.class_map, download=args.dataset_download, batch_size=args.batch_size,
-        input_img_mode=args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L'))
+        class_map=args.class_map, download=args.dataset_download, batch_size=args.batch_size, input_img_mode=mode)
     images = create_dataset(args.dataset, args.data_dir, args.train_split, is_training=True, seed=args.seed, **kwargs)
-    names = class_names(images)
+    names = names_of_classes(images)
     if names and len(names) > num_classes:
         raise ValueError(f'the data has {len(names)} classes, the model {num_classes}; give --num-classes')
     eval_set = None
     if args.val_split:
-        eval_set = SkippingDataset(create_dataset(args.dataset, args.data_dir, args.val_split, **kwargs))
+        eval_set = SkippingDataset(
+            create_dataset(args.dataset, args.data_dir, args.val_split, class_names=names, **kwargs), mode)
     if args.a2aug_branches == 1:
-        return SkippingDataset(images), eval_set
+        return SkippingDataset(images, mode), eval_set
     policies = MultiPolicyRandAugment(
         args.a2aug_policies, data_config['input_size'][-2:], mean=data_config['mean'],
         interpolation=args.train_interpolation, color_jitter=args.color_jitter)
     return MultiViewDataset(
-        images, policies, seed=args.seed, independent_crops=args.a2aug_independent_crops), eval_set
+        images, policies, mode, seed=args.seed, independent_crops=args.a2aug_independent_crops), eval_set
 
 
 def build_loaders(
@@ -142,7 +174,8 @@ def build_loaders(
     if eval_set is not None:
         eval_loader = create_loader(
             eval_set, batch_size=args.validation_batch_size or args.batch_size,
-            interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'], **common)
+            interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
+            crop_mode=data_config['crop_mode'], **common)
     return loader, eval_loader
 
 

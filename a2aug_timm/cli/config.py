@@ -15,6 +15,9 @@ _UNSET = object()
 class StrictParser(argparse.ArgumentParser):
     """An argument parser that answers bad input with one sentence and exit code 2, on the first rank alone."""
 
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, **kwargs)
+
     def error(self, message: str) -> NoReturn:
         sentence = f'{self.prog}: error: {message}\n' if int(os.environ.get('RANK', 0)) == 0 else None
         self.exit(2, sentence)
@@ -26,7 +29,7 @@ class StrictParser(argparse.ArgumentParser):
             yield
         except (ValueError, *kinds) as error:
             message = ' '.join(str(error).split())
-            self.error(message)
+            self.error(message if isinstance(error, ValueError) else f'{message} ({type(error).__name__})')
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
         """Parse a command line over an optional ``-c FILE`` of YAML over the defaults.
@@ -34,7 +37,7 @@ class StrictParser(argparse.ArgumentParser):
         Returns:
             The arguments, and the names of those that the command line or the file set.
         """
-        config_parser = StrictParser(prog=self.prog, add_help=False, allow_abbrev=False)
+        config_parser = StrictParser(prog=self.prog, add_help=False)
         config_parser.add_argument('-c', '--config', default='')
         config, remaining = config_parser.parse_known_args(argv)
         actions = {action.dest: action for action in self._actions if action.dest not in ('help', 'config')}
@@ -56,8 +59,8 @@ class StrictParser(argparse.ArgumentParser):
         try:
             with open(path, encoding='utf-8') as file:
                 settings = yaml.safe_load(file) or {}
-        except OSError as error:
-            self.error(f"cannot read the config file '{path}': {error.strerror}")
+        except (OSError, UnicodeDecodeError) as error:
+            self.error(f"cannot read the config file '{path}': {getattr(error, 'strerror', 'not UTF-8')}")
         except yaml.YAMLError as error:
             self.error(f"'{path}' is not YAML: {' '.join(str(error).split())}")
         if not isinstance(settings, dict):

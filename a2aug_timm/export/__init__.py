@@ -114,6 +114,9 @@ def read_config(path: str | Path) -> dict[str, Any] | None:
     beside = Path(path).with_name('config.json')
     if config is None and beside.is_file():
         config = json.loads(beside.read_text(encoding='utf-8'))
+        # Other libraries write a config.json too.
+        if not isinstance(config, dict) or not {'architecture', 'num_classes', 'pretrained_cfg'} <= config.keys():
+            return None
     return config
 
 
@@ -154,10 +157,8 @@ def resolve_branches(branch: str, run: dict[str, Any], model: nn.Module) -> list
 
 
 def branch_metadata(run: dict[str, Any], branch: int) -> dict[str, Any]:
-    """What an export says of its branch."""
-    return {
-        'policy': run['policies'][branch] if branch < len(run['policies']) else None,
-        'mu': run['mu'][branch],
-        'metrics': run['metrics'][branch] if run['metrics'] else None,
-        'epoch': run['epoch'],
-    }
+    """What an export says of its branch: policy (all of them where batch norm was shared), μ, metrics, epoch."""
+    metrics = run['metrics'][branch] if run['metrics'] else None
+    if run['shared_bn']:
+        return {'policies': run['policies'], 'metrics': metrics, 'epoch': run['epoch']}
+    return {'policy': run['policies'][branch], 'mu': run['mu'][branch], 'metrics': metrics, 'epoch': run['epoch']}
