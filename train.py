@@ -37,10 +37,12 @@ from a2aug_timm.cli.build import (
     build_amp,
     build_datasets,
     build_loaders,
+    build_mixup,
     build_model,
     build_optimizer,
     build_task,
     init_device,
+    start_schedule,
 )
 from a2aug_timm.cli.checks import NOT_OF_THE_RUN, adopt_run, check_train
 from a2aug_timm.cli.config import StrictParser
@@ -67,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
         model = build_model(args, checkpoint, device)
         data_config = resolve_input_data_config(model, vars(args), verbose=utils.is_primary(args))
         train_set, eval_set = build_datasets(args, data_config, model.num_classes)
-        loader, eval_loader = build_loaders(args, data_config, device, train_set, eval_set)
+        collate, mix = build_mixup(args, model.num_classes)
+        loader, eval_loader = build_loaders(args, data_config, device, train_set, eval_set, collate)
         config = model_config(model, data_config, names_of_classes(train_set.dataset))
         task = build_task(args, model, device)
         optimizer, lr_scheduler, num_epochs = build_optimizer(args, task, loader)
@@ -95,10 +98,13 @@ def main(argv: list[str] | None = None) -> None:
     with progress, exit_on_bad_loss(folder):
         for epoch in range(start_epoch, num_epochs):
             set_epoch(loader, epoch)
+            if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+                (mix or loader).mixup_enabled = False
             progress.start_epoch(epoch)
             terms = train_one_epoch(
-                step, loader, epoch=epoch, device=device, autocast=autocast, grad_accum_steps=args.grad_accum_steps,
-                channels_last=args.channels_last, log_interval=args.log_interval, on_update=progress.on_update)
+                step, loader, epoch=epoch, device=device, autocast=autocast, mix=mix,
+                grad_accum_steps=args.grad_accum_steps, channels_last=args.channels_last,
+                log_interval=args.log_interval, on_update=progress.on_update)
             synchronize_bn(args, task)
             metric = None
             if (epoch + 1) % args.val_interval == 0 or epoch + 1 == num_epochs:
@@ -130,20 +136,6 @@ def parse(
         name += f'-a2aug{args.a2aug_branches}'
     resumed = Path(args.resume).parent if args.resume and not explicit & {'output', 'experiment'} else None
     return args, checkpoint, choose_folder(args.output or 'output/train', args.experiment, name, resumed)
-
-
-def start_schedule(
-        args: argparse.Namespace,
-        lr_scheduler: Any,
-        start_epoch: int,
-        num_updates: int,
-        metric: float | None,
-) -> None:
-    """Move the schedule to the first epoch that is trained."""
-    if lr_scheduler is not None and start_epoch > 0:
-        lr_scheduler.step(start_epoch, metric)
-        if args.sched_on_updates:
-            lr_scheduler.step_update(start_epoch * num_updates)
 
 
 def resume_random_state(args: argparse.Namespace, checkpoint: dict[str, Any], *loaders: Any) -> None:

@@ -127,6 +127,11 @@ class OptimizerStep:
         if self.lr_scheduler is not None:
             self.lr_scheduler.step_update(num_updates=num_updates)
 
+    def end_epoch(self) -> None:
+        """After the last update of an epoch, timm's Lookahead joins its two sets of weights."""
+        if hasattr(self.optimizer, 'sync_lookahead'):
+            self.optimizer.sync_lookahead()
+
 
 def train_one_epoch(
         step: OptimizerStep,
@@ -135,6 +140,7 @@ def train_one_epoch(
         epoch: int,
         device: torch.device,
         autocast: Autocast = nullcontext,
+        mix: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
         grad_accum_steps: int = 1,
         channels_last: bool = False,
         log_interval: int = 50,
@@ -143,6 +149,7 @@ def train_one_epoch(
     """Train for one pass over the loader.
 
     Args:
+        mix: Mixup of a batch on its device, where the loader has not mixed it.
         on_update: Called after every update with its number, the mean loss terms of the epoch so far (at log steps,
             else None), the images a second since the last log step, and the learning rate of the update.
 
@@ -164,6 +171,8 @@ def train_one_epoch(
         need_update = is_last or (batch + 1) % grad_accum_steps == 0
         accum_steps = min(grad_accum_steps, num_batches - update * grad_accum_steps)
         images, target = to_device(images, target, device, channels_last)
+        if mix is not None:
+            images, target = mix(images, target)
         with nullcontext() if need_update else step.task.no_sync():
             with autocast():
                 terms = step.task(images, target)
@@ -181,10 +190,8 @@ def train_one_epoch(
         on_update(update, averages.read() if is_log_step else None, rate, step.lr)
         if is_log_step:
             num_images, since = 0, time.perf_counter()
-        num_updates += 1
-        step.finish(num_updates)
-    if hasattr(step.optimizer, 'sync_lookahead'):
-        step.optimizer.sync_lookahead()
+        step.finish(num_updates := num_updates + 1)
+    step.end_epoch()
     return averages.read()
 
 

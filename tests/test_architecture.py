@@ -12,6 +12,7 @@ MAY_IMPORT = {
     'datasets': set(),
     'engine': set(),
     'views': {'policies'},
+    'mixup': set(),
     'task': {'loss'},
     'checkpoint': set(),
     'summary': {'checkpoint'},

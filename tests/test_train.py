@@ -98,6 +98,8 @@ def test_a_run_leaves_arguments_summary_checkpoints_and_an_export(tmp_path, caps
     ['--a2aug-logit-scale', '4', '--amp', '--amp-dtype', 'bfloat16', '--grad-accum-steps', '2'],
     ['--a2aug-policies', 'rand-m9-n2-mstd0.5-inc1', 'original', 'augmix-m3', '--opt', 'adamw', '--sched', 'step'],
     ['--model-ema', '--model-ema-decay', '0.5', '--val-interval', '2', '--eval-metric', 'loss', '-j', '1'],
+    ['--mixup', '0.2', '--cutmix', '1', '--mixup-mode', 'elem', '--mixup-off-epoch', '1', '-j', '1'],
+    ['--cutmix', '1', '--no-prefetcher', '--mixup-off-epoch', '1'],
     ['--val-split', '', '--sched-on-updates']], ids=lambda argv: argv[0])
 def test_flags_work_with_branches(tmp_path, argv):
     run = run_train(tmp_path, *THREE, *argv, epochs=2)
@@ -237,7 +239,9 @@ def finished(tmp_path_factory):
     (['--sched', 'plateau', '--sched-on-updates'], 'steps on epochs'), (['--device', 'foo'], "no device 'foo'"),
     (['--model', 'local-dir:/nowhere'], 'no exported model'), (['--gp', 'foo'], 'foo'), (['--conf', 'x'], '--conf'),
     (['--interpolation', 'foo'], '--interpolation must be one of'), (['--pretrained-path', 'x'], "no checkpoint 'x'"),
-    (['--start-epoch', '-1'], 'at least 0'),
+    (['--start-epoch', '-1'], 'at least 0'), (['--mixup', '0.2', '-b', '3'], 'must be even'),
+    (['--mixup-mode', 'elem'], 'no effect without --mixup'), (['--cutmix-minmax', '0.2'], 'takes 2 values'),
+    (['--mixup', '1', '--mixup-mode', 'half', '--no-prefetcher'], 'leave --no-prefetcher out'),
     (['-b', '0'], '--batch-size must be at least 1'), (['-b', '5000'], 'more than the 1437 training images'),
     (['--opt', 'sdg'], "no optimizer 'sdg'"), (['--sched', 'cosinus'], '--sched must be one of'),
     (['--sync-bn'], 'needs a GPU'), (['--eval-metric', 'f1'], '--eval-metric must be one of'),

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 from timm import utils
-from timm.data import create_loader
+from timm.data import Mixup, create_loader
 from timm.layers import convert_sync_batchnorm
 from timm.loss import create_classification_loss
 from timm.optim import create_optimizer_v2, optimizer_kwargs
@@ -21,9 +21,11 @@ from torch import nn
 from ..branches import convert_multi_branch_bn
 from ..checkpoint import check_weights, read_checkpoint, state_dict_of
 from ..datasets import create_dataset, names_of_classes
+from ..mixup import CollateMixedViews, CollateMixup, MixupOfViews
 from ..policies import MultiPolicyRandAugment
 from ..task import A2AugTask
 from ..views import MultiViewDataset, SkippingDataset, collate_views
+from .checks import is_mixed
 
 _logger = logging.getLogger(__name__)
 
@@ -134,6 +136,7 @@ def build_loaders(
         device: torch.device,
         train_set: SkippingDataset,
         eval_set: SkippingDataset | None,
+        collate: Callable | None,
 ) -> tuple[Any, Any]:
     """timm's loaders; with branches, view-major batches and no augmentation beside the policies'."""
     is_joint = args.a2aug_branches > 1
@@ -164,7 +167,7 @@ def build_loaders(
         auto_augment=None if is_joint else args.aa,
         num_aug_splits=args.a2aug_branches if is_joint else 0,
         interpolation=interpolation,
-        collate_fn=collate_views if is_joint else None,
+        collate_fn=collate,
         **common,
     )
     if not len(loader):
@@ -179,9 +182,23 @@ def build_loaders(
     return loader, eval_loader
 
 
+def build_mixup(args: argparse.Namespace, num_classes: int) -> tuple[Callable | None, Callable | None]:
+    """What collates a batch (None is timm's choice), and what mixes it on its device where the collate does not."""
+    is_joint = args.a2aug_branches > 1
+    if not is_mixed(args):
+        return collate_views if is_joint else None, None
+    kwargs = dict(
+        mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
+        num_classes=num_classes)
+    if not args.no_prefetcher:
+        return (CollateMixedViews if is_joint else CollateMixup)(**kwargs), None
+    return (collate_views, MixupOfViews(args.a2aug_branches, **kwargs)) if is_joint else (None, Mixup(**kwargs))
+
+
 def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device) -> TrainingTask:
     """timm's classification or A²-Aug's joint training, with an EMA if it is asked for."""
-    criterion = create_classification_loss(smoothing=args.smoothing).to(device)
+    criterion = create_classification_loss(smoothing=args.smoothing, soft_targets=is_mixed(args)).to(device)
     verbose = utils.is_primary(args)
     if args.a2aug_branches == 1:
         task = ClassificationTask(model, criterion, device=device, verbose=verbose)
@@ -217,6 +234,20 @@ def build_optimizer(
         optimizer, **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
         updates_per_epoch=-(-len(loader) // args.grad_accum_steps))
     return optimizer, lr_scheduler, num_epochs
+
+
+def start_schedule(
+        args: argparse.Namespace,
+        lr_scheduler: Any,
+        start_epoch: int,
+        num_updates: int,
+        metric: float | None,
+) -> None:
+    """Move the schedule to the first epoch that is trained."""
+    if lr_scheduler is not None and start_epoch > 0:
+        lr_scheduler.step(start_epoch, metric)
+        if args.sched_on_updates:
+            lr_scheduler.step_update(start_epoch * num_updates)
 
 
 def build_amp(args: argparse.Namespace, device: torch.device) -> tuple[Callable, Any]:

@@ -20,24 +20,26 @@ _RANGES: dict[str, tuple[float, float | None]] = {
         'lr_cycle_limit'), (1, None)),
     **dict.fromkeys((
         'workers', 'start_epoch', 'lr', 'lr_base', 'warmup_lr', 'min_lr', 'weight_decay', 'warmup_epochs', 'clip_grad',
+        'mixup', 'cutmix', 'mixup_off_epoch',
         'cooldown_epochs', 'patience_epochs', 'decay_rate', 'color_jitter', 'ratio', 'a2aug_ensemble_weight',
         'a2aug_kl_weight'), (0, None)),
     **dict.fromkeys((
         'smoothing', 'drop', 'drop_path', 'drop_block', 'reprob', 'hflip', 'vflip', 'color_jitter_prob',
         'grayscale_prob', 'gaussian_blur_prob', 'scale', 'momentum', 'model_ema_decay', 'bn_momentum', 'crop_pct',
-        'lr_noise'), (0, 1)),
+        'lr_noise', 'cutmix_minmax', 'mixup_prob', 'mixup_switch_prob'), (0, 1)),
     **dict.fromkeys(('lr_cycle_mul', 'decay_epochs', 'opt_eps', 'bn_eps', 'std'), (1e-12, None)),
 }
 _INTERPOLATIONS = ('', 'bilinear', 'bicubic', 'nearest', 'box', 'hamming', 'lanczos')
 _ONE_OF = {
     'amp_dtype': ('float16', 'bfloat16'), 'clip_mode': ('norm', 'value', 'agc'), 'dist_bn': ('broadcast', 'reduce', ''),
     'remode': ('const', 'rand', 'pixel'), 'eval_metric': ('top1', 'top5', 'loss'), 'results_format': ('csv', 'json'),
+    'mixup_mode': ('batch', 'pair', 'elem', 'half'),
     'train_crop_mode': (None, 'rrc', 'rkrc', 'rkrr'), 'crop_mode': (None, 'center', 'squash', 'border'),
     'sched': ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'none'),
     'lr_base_scale': ('', 'linear', 'sqrt'), 'interpolation': _INTERPOLATIONS,
     'train_interpolation': ('random', *_INTERPOLATIONS),
 }
-_LENGTHS = {'scale': 2, 'ratio': 2, 'opt_betas': 2}
+_LENGTHS = {'scale': 2, 'ratio': 2, 'opt_betas': 2, 'cutmix_minmax': 2}
 # What a checkpoint fixes: another value is another run.
 _FIXED_BY_CHECKPOINT = (
     'model', 'num_classes', 'in_chans', 'gp', 'model_kwargs', 'eval_metric', 'a2aug_branches', 'a2aug_policies',
@@ -109,10 +111,27 @@ def check_train(args: argparse.Namespace, explicit: set[str], defaults: dict[str
         raise ValueError(f'--a2aug-branches must be at least 1, got {args.a2aug_branches}')
     if args.aa:
         parse_policy(args.aa)
+    _check_mixup(args, defaults)
     if args.a2aug_branches == 1:
         _refuse_branch_flags(args, defaults)
     else:
         _check_branch_flags(args, defaults)
+
+
+def is_mixed(args: argparse.Namespace) -> bool:
+    """Whether mixup or cutmix is on."""
+    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+
+
+def _check_mixup(args: argparse.Namespace, defaults: dict[str, Any]) -> None:
+    if not is_mixed(args):
+        for name in ('mixup_prob', 'mixup_switch_prob', 'mixup_mode', 'mixup_off_epoch'):
+            if getattr(args, name) != defaults[name]:
+                raise ValueError(f'{flag(name)} has no effect without --mixup, --cutmix or --cutmix-minmax')
+    elif args.batch_size % 2:
+        raise ValueError(f'mixup pairs images: --batch-size must be even, got {args.batch_size}')
+    elif args.mixup_mode == 'half' and args.no_prefetcher:
+        raise ValueError('--mixup-mode half mixes while collating; leave --no-prefetcher out')
 
 
 def _refuse_branch_flags(args: argparse.Namespace, defaults: dict[str, Any]) -> None:
