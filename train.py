@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
             resume_random_state(args, checkpoint, loader, eval_loader)
         if args.distributed:
             task.prepare_distributed(
-                device_ids=None if device.type == 'cpu' else [device], broadcast_buffers=not args.no_ddp_bb)
+                device_ids=None if device.type == 'cpu' else [device],
+                **({'broadcast_buffers': False} if args.no_ddp_bb else {}))
         if utils.is_primary(args):
             run_args.update(lr=args.lr, lr_base_scale=args.lr_base_scale, num_classes=model.num_classes,
                             in_chans=data_config['input_size'][0])

@@ -412,10 +412,22 @@ def test_any_branch_is_exported_from_any_checkpoint(finished, tmp_path, capsys):
     assert not (tmp_path / 'no').exists()
 
 
-def test_two_processes_and_two_nodes_train_together(run_script, tmp_path):
-    argv = [*SMALL, *THREE, '-b', '128', '--epochs', '2', '--output', tmp_path]
-    run_script('./distributed_train.sh', '2', *argv, '--experiment', 'processes')
+def test_two_processes_and_two_nodes_train_together(run_script, tmp_path, capsys):
+    # 1,437 validation images: two ranks cannot share them evenly.
+    argv = [*SMALL, *THREE, '-b', '128', '--epochs', '2', '--val-split', 'train', '--output', tmp_path]
+    done = run_script('./distributed_train.sh', '2', *argv, '--experiment', 'processes')
+    assert done.stderr.count(f'Policies: {" ".join(sample_policies(3, 42))}') == 2
     assert run_script('./distributed_train.sh', check=False).returncode == 2
+
+    # What two ranks measured together is what one process measures with the weights and statistics that were saved.
+    validate.main(['--dataset', 'sklearn/digits', '--split', 'train', '--device', 'cpu', '-j', '0', '--branch', 'all',
+                   '--checkpoint', str(tmp_path / 'processes' / 'last.pth.tar')])
+    alone = json.loads(capsys.readouterr().out.split('--result\n')[1])
+    together = rows_of(tmp_path / 'processes')[-1]
+    for i, result in enumerate(alone):
+        name = f'branch_{i}' if i < 3 else 'ensemble'
+        assert result['top1'] == pytest.approx(float(together[f'eval_{name}_top1']), abs=1e-3)
+        assert result['loss'] == pytest.approx(float(together[f'eval_{name}_loss']), rel=1e-3)
 
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))

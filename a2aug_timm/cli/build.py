@@ -126,6 +126,7 @@ def build_datasets(
     policies = MultiPolicyRandAugment(
         args.a2aug_policies, data_config['input_size'][-2:], mean=data_config['mean'],
         interpolation=args.train_interpolation, color_jitter=args.color_jitter)
+    _logger.info('Policies: %s', ' '.join(policies.policies))
     return MultiViewDataset(
         images, policies, mode, seed=args.seed, independent_crops=args.a2aug_independent_crops), eval_set
 
