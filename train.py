@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
                 record = judge(args, task, eval_loader, device, autocast, epoch)
                 record.update(config=config, data_config=data_config)
                 metric = save(args, folder, record, terms, step, run_args)
-                show(args, record, terms, num_epochs, count_skipped(device, train_set, eval_set))
+                show(args, progress, record, terms, num_epochs, count_skipped(device, train_set, eval_set))
             if lr_scheduler is not None:
                 lr_scheduler.step(epoch + 1, metric)
     report(args, folder, config)
@@ -227,6 +227,7 @@ def save(
 
 def show(
         args: argparse.Namespace,
+        progress: RunProgress,
         record: dict[str, Any],
         terms: dict[str, float],
         num_epochs: int,
@@ -235,6 +236,7 @@ def show(
     """Print the epoch's line and its table of branches."""
     if not utils.is_primary(args):
         return
+    progress.pause()
     title = f"epoch {record['epoch'] + 1}/{num_epochs}  train loss {terms['loss']:.4f}"
     if num_skipped:
         title += f'  skipped {num_skipped} broken image{"s" if num_skipped > 1 else ""}'

@@ -36,22 +36,26 @@ class RunProgress:
         if enabled and self.console.is_terminal:
             self._bar = Progress(
                 TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[note]}'),
-                TextColumn('ETA'), TimeRemainingColumn(), console=self.console)
+                TextColumn('ETA'), TimeRemainingColumn(), console=self.console, transient=True, redirect_stdout=False)
             self._task = self._bar.add_task(
                 'train', total=num_epochs * num_updates, completed=start_epoch * num_updates, note='')
 
     def __enter__(self) -> 'RunProgress':
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Take the bar off the terminal until the next epoch, so that a table can be printed."""
         if self._bar is not None:
             self._bar.stop()
 
     def start_epoch(self, epoch: int) -> None:
+        """Show an epoch, counted from 0."""
         self._epoch = epoch
         if self._bar is not None:
+            self._bar.start()
             self._bar.update(
                 self._task, completed=epoch * self._num_updates, description=f'epoch {epoch + 1}/{self._num_epochs}')
 
