@@ -79,7 +79,6 @@ def main(argv: list[str] | None = None) -> None:
         start_epoch = args.start_epoch or 0
         if checkpoint is not None:
             start_epoch = checkpoint.get('epoch', -1) + 1 if args.start_epoch is None else args.start_epoch
-            folder.resume(checkpoint, Path(args.resume).parent, start_epoch)
             load_training_state(checkpoint, task, None if args.no_resume_opt else optimizer, lr_scheduler, loss_scaler)
         start_schedule(args, lr_scheduler, start_epoch, num_updates, (checkpoint or {}).get('metric'))
         if checkpoint is not None:
@@ -91,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         if utils.is_primary(args):
             run_args.update(lr=args.lr, lr_base_scale=args.lr_base_scale, num_classes=model.num_classes,
                             in_chans=data_config['input_size'][0])
-            folder.begin(run_args)
+            folder.begin(run_args, checkpoint, Path(args.resume).parent, start_epoch)
 
     step = OptimizerStep(task, optimizer, lr_scheduler=lr_scheduler, loss_scaler=loss_scaler,
                          clip_grad=args.clip_grad, clip_mode=args.clip_mode)

@@ -21,7 +21,7 @@ from timm.data import create_loader, resolve_input_data_config
 from torch import nn
 
 from a2aug_timm.branches import branch_logits, extract_branch, num_branches_of
-from a2aug_timm.checkpoint import atomic_write, check_weights, read_checkpoint, state_dict_of
+from a2aug_timm.checkpoint import atomic_write, load_weights, read_checkpoint
 from a2aug_timm.cli.arguments import validate_parser
 from a2aug_timm.cli.checks import check_common, flag
 from a2aug_timm.cli.console import branch_table, print_table
@@ -106,9 +106,7 @@ def load(
         model = timm.create_model(
             args.model, num_classes=args.num_classes, in_chans=_in_chans(args), global_pool=args.gp,
             **args.model_kwargs)
-    state_dict = state_dict_of(checkpoint, args.use_ema)
-    check_weights(model, state_dict, str(path))
-    model.load_state_dict(state_dict)
+    load_weights(model, checkpoint, str(path), args.use_ema)
     row = {'model': config['architecture'] if config else args.model}
     if policy := checkpoint.get('metadata', {}).get('policy'):
         row['policy'] = policy

@@ -124,6 +124,18 @@ def check_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source:
                              f'the model needs {list(value.shape)}')
 
 
+def load_weights(
+        model: nn.Module,
+        checkpoint: dict[str, Any],
+        source: str,
+        use_ema: bool | None = False,
+) -> None:
+    """Load a checkpoint's weights into a model that they fit exactly; see ``state_dict_of`` and ``check_weights``."""
+    state_dict = state_dict_of(checkpoint, use_ema)
+    check_weights(model, state_dict, source)
+    model.load_state_dict(state_dict)
+
+
 def rng_state() -> dict[str, Any]:
     """State of this process's global generators, as primitives and tensors."""
     name, keys, *rest = np.random.get_state()

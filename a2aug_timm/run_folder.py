@@ -58,15 +58,9 @@ class RunFolder:
         self.keeper = CheckpointKeeper(self.path, max_history, decreasing)
         self.history: list[dict[str, Any]] = []
 
-    def resume(self, checkpoint: dict[str, Any], source: str | Path, start_epoch: int) -> None:
-        """Continue a run: its history before ``start_epoch``, its best metric and its kept files.
-
-        Args:
-            source: Folder of the checkpoint. If it is another one, best checkpoints and export are copied from it.
-        """
+    def _resume(self, checkpoint: dict[str, Any], source: str | Path, start_epoch: int) -> None:
         source = Path(source)
         if source.resolve() != self.path.resolve():
-            self.path.mkdir(parents=True, exist_ok=True)
             for path in source.glob('*.pth.tar'):
                 shutil.copyfile(path, self.path / path.name)
             if (source / 'export').is_dir():
@@ -74,9 +68,24 @@ class RunFolder:
         self.history = [row for row in checkpoint.get('history', []) if row['epoch'] < start_epoch]
         self.keeper.load(checkpoint)
 
-    def begin(self, args: dict[str, Any]) -> None:
-        """Create the folder, or clear it of unfinished files, and write ``args.yaml``, which ``-c`` reads again."""
+    def begin(
+            self,
+            args: dict[str, Any],
+            checkpoint: dict[str, Any] | None = None,
+            source: str | Path = '',
+            start_epoch: int = 0,
+    ) -> None:
+        """Create the folder, or clear it of unfinished files, and write ``args.yaml``, which ``-c`` reads again.
+
+        Args:
+            args: The run's arguments.
+            checkpoint: What is resumed: its history before ``start_epoch``, its best metric and its kept files.
+            source: Folder of the checkpoint. If it is another one, best checkpoints and export are copied from it.
+            start_epoch: First epoch that is trained.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        if checkpoint is not None:
+            self._resume(checkpoint, source, start_epoch)
         for folder in (self.path, self.export_path):
             remove_unfinished(folder)
         with atomic_write(self.path / 'args.yaml') as path:

@@ -19,7 +19,7 @@ from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 
 from ..branches import convert_multi_branch_bn
-from ..checkpoint import check_weights, read_checkpoint, state_dict_of
+from ..checkpoint import check_weights, load_weights, read_checkpoint, state_dict_of
 from ..datasets import create_dataset, names_of_classes
 from ..mixup import CollateMixedViews, CollateMixup, MixupOfViews
 from ..policies import MultiPolicyRandAugment
@@ -68,11 +68,11 @@ def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, dev
     # Plain weights start all branches; those of a multi-branch run are a branch's own.
     has_branches = initial is not None and _num_branches(initial) > 1
     if initial is not None and not has_branches:
-        _load(model, initial, args.initial_checkpoint)
+        load_weights(model, initial, args.initial_checkpoint, use_ema=None)
     if args.a2aug_branches > 1 and not args.a2aug_shared_bn:
         convert_multi_branch_bn(model, args.a2aug_branches)
     if has_branches:
-        _load(model, initial, args.initial_checkpoint)
+        load_weights(model, initial, args.initial_checkpoint, use_ema=None)
     if not is_fresh:
         check_weights(model, state_dict_of(checkpoint), args.resume)
     model.to(device=device, memory_format=torch.channels_last if args.channels_last else None)
@@ -87,12 +87,6 @@ def _read_initial(args: argparse.Namespace) -> dict[str, Any]:
 def _num_branches(checkpoint: dict[str, Any]) -> int:
     run = checkpoint.get('a2aug', {})
     return 1 if run.get('shared_bn') else run.get('num_branches', 1)
-
-
-def _load(model: nn.Module, checkpoint: dict[str, Any], source: str) -> None:
-    weights = state_dict_of(checkpoint, use_ema=None)
-    check_weights(model, weights, source)
-    model.load_state_dict(weights)
 
 
 def _check_pretrained(path: str, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..branches import convert_multi_branch_bn, extract_branch, num_branches_of
-from ..checkpoint import atomic_write, check_weights, read_checkpoint, state_dict_of
+from ..checkpoint import atomic_write, load_weights, read_checkpoint
 
 
 def model_config(
@@ -133,9 +133,7 @@ def load_branches(checkpoint: dict[str, Any], source: str, use_ema: bool | None 
     if run is None:
         raise ValueError(f"'{source}' is not a checkpoint of a2aug_timm's train.py")
     model = build_model(run['config'], 1 if run['shared_bn'] else run['num_branches'])
-    state_dict = state_dict_of(checkpoint, run['judged_ema'] if use_ema is None else use_ema)
-    check_weights(model, state_dict, source)
-    model.load_state_dict(state_dict)
+    load_weights(model, checkpoint, source, run['judged_ema'] if use_ema is None else use_ema)
     return model
 
 
