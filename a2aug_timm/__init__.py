@@ -2,7 +2,14 @@
 
 Importing it adds the keyword ``pretrained_file`` to ``timm.create_model``, see ``pretrained_file.py``.
 """
-from .branches import MultiBranchBN, convert_multi_branch_bn, extract_branch, select_branch
+from .branches import (
+    MultiBranchBN,
+    MultiBranchNorm,
+    convert_multi_branch_bn,
+    convert_multi_branch_norm,
+    extract_branch,
+    select_branch,
+)
 from .export import export_branch
 from .loss import A2AugLoss
 from .policies import MultiPolicyRandAugment, sample_policies

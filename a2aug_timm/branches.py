@@ -1,16 +1,23 @@
-"""One network, N sets of batch norm: convert a timm model, select a branch, extract it as a plain model."""
+"""One network, N sets of norm layers: convert a timm model, select a branch, extract it as a plain model."""
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from timm.layers import BatchNormAct2d, SyncBatchNormAct
+from timm.layers import BatchNormAct2d
 from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+_NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# timm's norm layers that are none of torch's, by the modules that define them.
+_TIMM_NORMS = {f'timm.layers.{name}' for name in (
+    'norm', 'norm_act', 'evo_norm', 'filter_response_norm', 'grn', 'inplace_abn')}
 
 
-class MultiBranchBN(nn.Module):
-    """A batch norm with one complete set of parameters and statistics per augmentation branch.
+class MultiBranchNorm(nn.Module):
+    """A norm layer with one complete set of parameters and statistics per augmentation branch.
 
     Joint (no branch selected, training): the batch is view-major, rows ``[i*B, (i+1)*B)`` are view
     ``i`` of the same ``B`` images and touch branch ``i`` alone. With a branch selected, every row
@@ -22,8 +29,8 @@ class MultiBranchBN(nn.Module):
         num_branches: ``N``, at least 2.
 
     Shape:
-        ``[N*B, C, H, W]`` joint, ``[B, C, H, W]`` with a branch selected; the output has its input's shape.
-        BatchNorm1d's ``[N*B, C]`` and ``[N*B, C, L]`` likewise.
+        ``[N*B, …]`` joint, ``[B, …]`` with a branch selected; the output has its input's shape. Rows may also be
+        parts of an image (windows, heads), as long as those of one view lie together.
 
     Raises:
         ValueError: The joint batch is not a multiple of ``N``; fewer than 2 branches.
@@ -52,22 +59,59 @@ class MultiBranchBN(nn.Module):
         if x.shape[0] % num_branches:
             raise ValueError(
                 f'a joint batch holds {num_branches} views of each image, but {x.shape[0]} rows are not a multiple')
-        views = zip(self.branches, x.chunk(num_branches), strict=True)
-        if not self._shares_activation():
-            return torch.cat([norm(view) for norm, view in views])
-        # Activating the whole batch at once keeps one copy of it for backward instead of two.
-        kind = nn.SyncBatchNorm if isinstance(self.branches[0], nn.SyncBatchNorm) else nn.BatchNorm2d
-        x = torch.cat([kind.forward(norm, view) for norm, view in views])
-        return self.branches[0].act(self.branches[0].drop(x))
+        return self._joint(x.chunk(num_branches))
 
-    def _shares_activation(self) -> bool:
-        """Whether the branches have a fused activation, and one without parameters of its own."""
-        norm = self.branches[0]
-        return isinstance(norm, (BatchNormAct2d, SyncBatchNormAct)) and not any(
-            True for module in (norm.act, norm.drop) for _ in module.parameters())
+    def _joint(self, views: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return torch.cat([norm(view) for norm, view in zip(self.branches, views, strict=True)])
 
     def extra_repr(self) -> str:
         return f'branch={self.branch}'
+
+
+class MultiBranchBN(MultiBranchNorm):
+    """``MultiBranchNorm`` of a batch norm, whose statistics a step moves once, also with gradient checkpointing.
+
+    Shape:
+        ``[N*B, C, H, W]`` joint, ``[B, C, H, W]`` with a branch selected; the output has its input's shape.
+        BatchNorm1d's ``[N*B, C]`` and ``[N*B, C, L]`` likewise.
+    """
+
+    def __init__(self, norm: nn.Module, num_branches: int):
+        super().__init__(norm, num_branches)
+        # A fused activation without parameters of its own is the same for all branches.
+        self.shares_activation = isinstance(norm, BatchNormAct2d) and not any(
+            True for module in (norm.act, norm.drop) for _ in module.parameters())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            # Backward asks again for activations that gradient checkpointing has not kept.
+            with _frozen_statistics(self.branches):
+                return super().forward(x)
+        return super().forward(x)
+
+    def _joint(self, views: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if not self.shares_activation:
+            return super()._joint(views)
+        # Activating the whole batch at once keeps one copy of it for backward instead of two.
+        kind = nn.SyncBatchNorm if isinstance(self.branches[0], nn.SyncBatchNorm) else nn.BatchNorm2d
+        x = torch.cat([kind.forward(norm, view) for norm, view in zip(self.branches, views, strict=True)])
+        return self.branches[0].act(self.branches[0].drop(x))
+
+
+@contextmanager
+def _frozen_statistics(norms: nn.ModuleList) -> Iterator[None]:
+    """Let batch norms compute as in training without moving their running statistics."""
+    momenta = [norm.momentum for norm in norms]
+    counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.
+    try:
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum = momentum
+            if count is not None:
+                norm.num_batches_tracked.copy_(count)
 
 
 def convert_multi_branch_bn(model: nn.Module, num_branches: int) -> nn.Module:
@@ -80,19 +124,44 @@ def convert_multi_branch_bn(model: nn.Module, num_branches: int) -> nn.Module:
     Raises:
         ValueError: The model has no batch norm, or has branches already.
     """
-    if any(isinstance(module, MultiBranchBN) for module in model.modules()):
+    return _convert(model, num_branches, lambda module: isinstance(module, _BatchNorm), 'batch norm')
+
+
+def convert_multi_branch_norm(model: nn.Module, num_branches: int) -> nn.Module:
+    """Replace every norm layer of a model, batch norm or not, by a ``MultiBranchNorm``, in place, and return the model.
+
+    LayerNorm, GroupNorm, RMSNorm, InstanceNorm, EvoNorm, FilterResponseNorm, GlobalResponseNorm and timm's variants of
+    them count; layers without parameters and statistics do not, since there is nothing to give each branch.
+
+    Differs from paper: §4.3 gives each branch a batch norm of its own, and no other norm.
+
+    Raises:
+        ValueError: The model has no norm layer, or has branches already.
+    """
+    return _convert(model, num_branches, _is_norm, 'norm layer')
+
+
+def _is_norm(module: nn.Module) -> bool:
+    is_norm = isinstance(module, _NORMS) or any(kind.__module__ in _TIMM_NORMS for kind in type(module).__mro__)
+    return is_norm and any(True for tensors in (module.parameters(), module.buffers()) for _ in tensors)
+
+
+def _convert(model: nn.Module, num_branches: int, is_norm: Callable[[nn.Module], bool], what: str) -> nn.Module:
+    if num_branches_of(model) > 1:
         raise ValueError('the model has branches already')
-    converted = _replace_modules(model, _BatchNorm, lambda norm: MultiBranchBN(norm, num_branches))
-    if not any(isinstance(module, MultiBranchBN) for module in converted.modules()):
+    converted = _replace_modules(
+        model, is_norm,
+        lambda norm: (MultiBranchBN if isinstance(norm, _BatchNorm) else MultiBranchNorm)(norm, num_branches))
+    if num_branches_of(converted) == 1:
         norms = sorted({type(m).__name__ for m in model.modules() if 'norm' in type(m).__name__.lower()})
-        raise ValueError(f'{type(model).__name__} has no batch norm to give each branch its own; its norms are: '
+        raise ValueError(f'{type(model).__name__} has no {what} to give each branch its own; its norms are: '
                          f'{", ".join(norms) or "none"}')
     return converted
 
 
 def num_branches_of(model: nn.Module) -> int:
     """Number of branches of a model, 1 for a plain one."""
-    return next((len(module.branches) for module in model.modules() if isinstance(module, MultiBranchBN)), 1)
+    return next((len(module.branches) for module in model.modules() if isinstance(module, MultiBranchNorm)), 1)
 
 
 class select_branch:  # noqa: N801, it reads as a function
@@ -102,7 +171,7 @@ class select_branch:  # noqa: N801, it reads as a function
     around the model does not matter.
 
     Args:
-        model: A model with ``MultiBranchBN`` layers.
+        model: A model with branches.
         branch: Index of the branch, or None.
 
     Raises:
@@ -110,7 +179,7 @@ class select_branch:  # noqa: N801, it reads as a function
     """
 
     def __init__(self, model: nn.Module, branch: int | None):
-        self._layers = [module for module in model.modules() if isinstance(module, MultiBranchBN)]
+        self._layers = [module for module in model.modules() if isinstance(module, MultiBranchNorm)]
         if not self._layers:
             raise ValueError('the model has no branches; convert it with convert_multi_branch_bn(model, num_branches)')
         if branch is not None:
@@ -128,13 +197,13 @@ class select_branch:  # noqa: N801, it reads as a function
 
 
 def extract_branch(model: nn.Module, branch: int) -> nn.Module:
-    """A new plain model, as timm built it, with one branch's batch norm; the source model is untouched.
+    """A new plain model, as timm built it, with one branch's norms; the source model is untouched.
 
     Raises:
         ValueError: The model has no branches, or no branch with that index.
     """
     model = unwrap_model(model)
-    layer = next((module for module in model.modules() if isinstance(module, MultiBranchBN)), None)
+    layer = next((module for module in model.modules() if isinstance(module, MultiBranchNorm)), None)
     if layer is None:
         raise ValueError('the model has no branches to extract')
     _check_branch(layer, branch)
@@ -143,11 +212,12 @@ def extract_branch(model: nn.Module, branch: int) -> nn.Module:
               for value in cache.values() if isinstance(value, torch.Tensor) and not value.is_leaf)
     memo = {id(value): value.detach().clone() for value in cached}
     return _replace_modules(
-        copy.deepcopy(model, memo), MultiBranchBN, lambda layer: _as_built(layer.branches[branch], layer.norm_class))
+        copy.deepcopy(model, memo), lambda module: isinstance(module, MultiBranchNorm),
+        lambda layer: _as_built(layer.branches[branch], layer.norm_class))
 
 
 def branch_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits of every branch for the same images, each branch with its own batch norm; for eval.
+    """Logits of every branch for the same images, each branch with its own norms; for eval.
 
     Shape:
         ``[B, C, H, W]`` -> ``[N, B, K]``; a plain model is one branch.
@@ -166,7 +236,7 @@ def _logits(output: torch.Tensor | tuple | list) -> torch.Tensor:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
-def _check_branch(layer: MultiBranchBN, branch: int) -> None:
+def _check_branch(layer: MultiBranchNorm, branch: int) -> None:
     if not 0 <= branch < len(layer.branches):
         raise ValueError(f'there is no branch {branch}; the model has branches 0 to {len(layer.branches) - 1}')
 
@@ -185,10 +255,10 @@ def _as_built(norm: nn.Module, norm_class: type[nn.Module]) -> nn.Module:
 
 def _replace_modules(
         module: nn.Module,
-        old: type[nn.Module],
+        is_old: Callable[[nn.Module], bool],
         build: Callable[[nn.Module], nn.Module],
 ) -> nn.Module:
-    """Replace every ``old`` below and including ``module`` by ``build(old)``, one new module for each old one."""
+    """Replace each module that ``is_old``, below and including ``module``, by what ``build`` makes of it, once."""
     new: dict[nn.Module, nn.Module] = {}
 
     def replacement(child: nn.Module) -> nn.Module:
@@ -197,13 +267,13 @@ def _replace_modules(
         return new[child]
 
     def parents(root: nn.Module) -> Iterator[nn.Module]:
-        return (parent for parent in root.modules() if not isinstance(parent, old))
+        return (parent for parent in root.modules() if not is_old(parent))
 
-    if isinstance(module, old):
+    if is_old(module):
         return replacement(module)
     for parent in list(parents(module)):
         # `_modules` rather than named_children(), which names a shared child once.
         for name, child in parent._modules.items():
-            if isinstance(child, old):
+            if child is not None and is_old(child):
                 parent._modules[name] = replacement(child)
     return module

@@ -7,7 +7,14 @@ import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
 
-from a2aug_timm import MultiBranchBN, convert_multi_branch_bn, extract_branch, select_branch
+from a2aug_timm import (
+    MultiBranchBN,
+    MultiBranchNorm,
+    convert_multi_branch_bn,
+    convert_multi_branch_norm,
+    extract_branch,
+    select_branch,
+)
 from a2aug_timm.branches import branch_logits, num_branches_of
 
 N, B = 3, 4
@@ -210,3 +217,44 @@ def test_synchronized_branches_extract_as_the_batch_norm_they_were():
     assert [p.requires_grad for p in extracted.parameters()] == [p.requires_grad for p in plain.parameters()]
     images = torch.randn(2, 3, 9, 9, dtype=torch.float64)
     assert torch.equal(extracted(images), plain(images))
+
+
+@pytest.mark.parametrize('use_reentrant', [False, True])
+def test_gradient_checkpointing_changes_no_gradient_and_moves_statistics_once(use_reentrant):
+    plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, momentum=None), BatchNormAct2d(6))
+    model = convert_multi_branch_bn(plain, N)
+    checkpointed = copy.deepcopy(model)
+    images = torch.randn(N * B, 3, 8, 8, requires_grad=True)
+    weights = torch.randn(N * B, 6, 6, 6)
+    (model(images) * weights).sum().backward()
+    (torch.utils.checkpoint.checkpoint(checkpointed, images, use_reentrant=use_reentrant) * weights).sum().backward()
+    assert all(layer.branches[0].num_batches_tracked == 1 for layer in checkpointed[1:])
+    for own, other in ((model.state_dict(), checkpointed.state_dict()),
+                       *(({'': p.grad}, {'': q.grad}) for p, q in zip(
+                           model.parameters(), checkpointed.parameters(), strict=True))):
+        for key, value in own.items():
+            torch.testing.assert_close(other[key], value)
+
+
+@pytest.mark.parametrize('name', ['test_vit', 'test_convnext', 'test_mambaout', 'test_byobnet'])
+def test_every_norm_layer_of_a_network_can_have_branches(name):
+    plain = timm.create_model(name, num_classes=5).double()
+    model = convert_multi_branch_norm(copy.deepcopy(plain), N).train()
+    layers = [module for module in model.modules() if isinstance(module, MultiBranchNorm)]
+    with torch.no_grad():
+        for layer in layers:
+            for branch, norm in enumerate(layer.branches):
+                norm.weight.mul_(1 + 0.2 * branch)
+    copies = [extract_branch(model, branch) for branch in range(N)]
+    assert [type(module) for module in copies[0].modules()] == [type(module) for module in plain.modules()]
+    images = torch.randn(N * B, *plain.pretrained_cfg['input_size'], dtype=torch.float64)
+    outputs = [one(view) for one, view in zip(copies, images.chunk(N), strict=True)]
+    torch.testing.assert_close(model(images), torch.cat(outputs))
+    assert not torch.allclose(outputs[0][0], copies[1](images[:B])[0])
+
+
+def test_a_network_without_norms_and_layers_without_parameters_get_no_branches():
+    with pytest.raises(ValueError, match='Linear has no norm layer'):
+        convert_multi_branch_norm(nn.Linear(2, 2), N)
+    model = convert_multi_branch_norm(nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4, elementwise_affine=False)), N)
+    assert isinstance(model[0], MultiBranchNorm) and isinstance(model[1], nn.LayerNorm)
