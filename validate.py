@@ -22,9 +22,9 @@ from torch import nn
 
 from a2aug_timm.branches import branch_logits, extract_branch, num_branches_of
 from a2aug_timm.checkpoint import atomic_write, load_weights, read_checkpoint
-from a2aug_timm.cli.arguments import validate_parser
 from a2aug_timm.cli.checks import check_common, flag
 from a2aug_timm.cli.console import branch_table, print_table
+from a2aug_timm.cli.validate_arguments import validate_parser
 from a2aug_timm.datasets import check_split, create_dataset, names_of_classes
 from a2aug_timm.engine import evaluate
 from a2aug_timm.export import build_model, load_branches, read_config, resolve_branches

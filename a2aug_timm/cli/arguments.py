@@ -1,11 +1,9 @@
-"""The command lines of train.py and validate.py: timm's flags by timm's names and defaults, and A²-Aug's group."""
+"""The command line of train.py: timm's flags by timm's names, defaults and meaning, then A²-Aug's."""
 import argparse
-import math
 
 from timm.utils import ParseKwargs
 
-from ..loss import ENSEMBLES, LOGIT_SCALES, REDUCTIONS
-from ..policies import MAGNITUDES, NUM_LAYERS
+from .a2aug_arguments import add_a2aug
 from .config import StrictParser
 
 
@@ -26,76 +24,8 @@ def train_parser() -> StrictParser:
     return parser
 
 
-def validate_parser() -> StrictParser:
-    """Parser of validate.py."""
-    parser = StrictParser(prog='validate.py', description='Evaluate a plain checkpoint, an export folder or branches.')
-    parser.add_argument('-c', '--config', metavar='FILE', help='YAML file of arguments; the command line overrides it')
-    add = parser.add_argument
-    _add_source(parser)
-    add('--split', metavar='NAME', default='validation', help='dataset split')
-    add('--model', '-m', metavar='NAME', default='dpn92', help='architecture; a checkpoint of ours knows its own')
-    add('--checkpoint', default='', metavar='PATH', help='checkpoint file, or a folder that was exported')
-    add('--branch', default='best', metavar='I|best|all',
-        help='branch of a multi-branch checkpoint; all adds the ensemble')
-    add('--pretrained', action='store_true', help="use timm's pretrained weights")
-    add('--use-ema', action='store_true', help='use the EMA weights of the checkpoint')
-    add('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
-    add('-b', '--batch-size', type=int, default=256, metavar='N', help='images a batch')
-    _add_input(parser)
-    add('--use-train-size', action='store_true', help='use the train input size, also where a test size is known')
-    add('--crop-mode', default=None, help='squash, border or center')
-    add('--channels-last', action='store_true', help='channels-last memory layout')
-    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='key=value arguments of the model')
-    add('--no-prefetcher', action='store_true', help="normalise in the workers, without timm's prefetcher")
-    add('--pin-mem', action='store_true', help='pin CPU memory')
-    add('--device', default='cuda', help='device; without a GPU the default becomes cpu')
-    add('--amp', action='store_true', help='mixed precision')
-    add('--amp-dtype', default='float16', help='float16 or bfloat16')
-    add('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
-    add('--seed', type=int, default=42, metavar='S', help='random seed')
-    add('--results-file', default='', metavar='FILE', help='write the results here')
-    add('--results-format', default='csv', help='csv or json')
-    return parser
-
-
-def add_a2aug(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of A²-Aug."""
-    add = parser.add_argument_group('A²-Aug').add_argument
-    add('--a2aug-branches', type=int, default=1, metavar='N',
-        help='augmentation branches trained jointly; 1 is plain timm training')
-    add('--a2aug-policies', nargs='+', default=None, metavar='P',
-        help="one auto-augment string a branch, like timm's --aa; sampled if not given")
-    add('--a2aug-seed', type=int, default=None, metavar='S', help='seed of the sampled policies (default: --seed)')
-    add('--a2aug-num-layers', nargs='+', type=int, default=list(NUM_LAYERS), metavar='N',
-        help='search space: ops applied one after the other')
-    add('--a2aug-magnitudes', nargs='+', type=int, default=list(MAGNITUDES), metavar='M',
-        help='search space: magnitudes on the published scale, 0 to 30')
-    add('--a2aug-ensemble', default='adaptive', choices=ENSEMBLES, help='learn the weights μ, or 1/N')
-    add('--a2aug-ensemble-weight', type=float, default=1., metavar='W', help="weight of the ensemble's cross-entropy")
-    add('--a2aug-kl-weight', type=float, default=1., metavar='W', help='weight of the distillation')
-    add('--a2aug-no-logit-norm', action='store_true', help='distil plain logits (ablation, Table 8)')
-    add('--a2aug-logit-scale', type=logit_scale, default='capped', metavar='S',
-        help=f"length of the normalised logits: {', '.join(LOGIT_SCALES)} or a number")
-    add('--a2aug-loss-reduction', default='sum', choices=REDUCTIONS, help='sum or mean over the branches')
-    add('--a2aug-shared-bn', action='store_true', help='one batch norm for all branches (ablation, Table 5)')
-    add('--a2aug-independent-crops', action='store_true', help='a crop and flip of its own for each view')
-
-
-def logit_scale(value: str) -> str | float:
-    """Type of ``--a2aug-logit-scale``."""
-    if value in LOGIT_SCALES:
-        return value
-    try:
-        scale = float(value)
-        if not 0 < scale < math.inf:
-            raise ValueError
-        return scale
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected a positive number or one of {', '.join(LOGIT_SCALES)}, got '{value}'") from None
-
-
-def _add_source(parser: argparse.ArgumentParser) -> None:
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where images come from."""
     add = parser.add_argument
     add('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
     add('--data-dir', metavar='DIR', help='path to dataset (root dir)')
@@ -106,7 +36,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     add('--input-img-mode', default=None, help="image mode, RGB or L by default as the model's channels need")
 
 
-def _add_input(parser: argparse.ArgumentParser) -> None:
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what the network takes and gives."""
     add = parser.add_argument
     add('--num-classes', type=int, default=None, metavar='N', help="number of classes (model's default if not given)")
     add('--gp', default=None, metavar='POOL', help='global pool: fast, avg, max, avgmax, catavgmax')
@@ -121,7 +52,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Dataset parameters')
-    _add_source(group)
+    add_source(group)
     group.add_argument('--train-split', metavar='NAME', default='train', help='train split')
     group.add_argument('--val-split', metavar='NAME', default='validation', help='validation split')
 
@@ -135,7 +66,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add('--initial-checkpoint', default='', metavar='PATH', help='load these weights into the model before training')
     add('--resume', default='', metavar='PATH', help='continue a run from its checkpoint')
     add('--no-resume-opt', action='store_true', help='do not restore the optimizer')
-    _add_input(group)
+    add_input(group)
     add('-b', '--batch-size', type=int, default=128, metavar='N', help='images (not views) a step and device')
     add('-vb', '--validation-batch-size', type=int, default=None, metavar='N', help='the same for validation')
     add('--channels-last', action='store_true', help='channels-last memory layout')

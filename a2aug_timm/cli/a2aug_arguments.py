@@ -1,0 +1,43 @@
+"""The flags of A²-Aug."""
+import argparse
+import math
+
+from ..loss import ENSEMBLES, LOGIT_SCALES, REDUCTIONS
+from ..policies import MAGNITUDES, NUM_LAYERS
+
+
+def add_a2aug(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of A²-Aug."""
+    add = parser.add_argument_group('A²-Aug').add_argument
+    add('--a2aug-branches', type=int, default=1, metavar='N',
+        help='augmentation branches trained jointly; 1 is plain timm training')
+    add('--a2aug-policies', nargs='+', default=None, metavar='P',
+        help="one auto-augment string a branch, like timm's --aa; sampled if not given")
+    add('--a2aug-seed', type=int, default=None, metavar='S', help='seed of the sampled policies (default: --seed)')
+    add('--a2aug-num-layers', nargs='+', type=int, default=list(NUM_LAYERS), metavar='N',
+        help='search space: ops applied one after the other')
+    add('--a2aug-magnitudes', nargs='+', type=int, default=list(MAGNITUDES), metavar='M',
+        help='search space: magnitudes on the published scale, 0 to 30')
+    add('--a2aug-ensemble', default='adaptive', choices=ENSEMBLES, help='learn the weights μ, or 1/N')
+    add('--a2aug-ensemble-weight', type=float, default=1., metavar='W', help="weight of the ensemble's cross-entropy")
+    add('--a2aug-kl-weight', type=float, default=1., metavar='W', help='weight of the distillation')
+    add('--a2aug-no-logit-norm', action='store_true', help='distil plain logits (ablation, Table 8)')
+    add('--a2aug-logit-scale', type=logit_scale, default='capped', metavar='S',
+        help=f"length of the normalised logits: {', '.join(LOGIT_SCALES)} or a number")
+    add('--a2aug-loss-reduction', default='sum', choices=REDUCTIONS, help='sum or mean over the branches')
+    add('--a2aug-shared-bn', action='store_true', help='one batch norm for all branches (ablation, Table 5)')
+    add('--a2aug-independent-crops', action='store_true', help='a crop and flip of its own for each view')
+
+
+def logit_scale(value: str) -> str | float:
+    """Type of ``--a2aug-logit-scale``."""
+    if value in LOGIT_SCALES:
+        return value
+    try:
+        scale = float(value)
+        if not 0 < scale < math.inf:
+            raise ValueError
+        return scale
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a positive number or one of {', '.join(LOGIT_SCALES)}, got '{value}'") from None
