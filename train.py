@@ -8,50 +8,41 @@ A run's folder holds args.yaml, summary.csv, checkpoints and export/, a plain ti
 """
 import argparse
 import logging
-import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm import utils
 from timm.data import resolve_input_data_config
 from timm.task import TrainingTask
 from torch import distributed as dist
 
-from a2aug_timm import A2AugTask
-from a2aug_timm.branches import branch_logits
-from a2aug_timm.checkpoint import (
-    gather_rng_states,
-    load_training_state,
-    read_checkpoint,
-    set_rng_state,
-    training_state,
-)
+from a2aug_timm.checkpoint import load_training_state, read_checkpoint, set_rng_state
 from a2aug_timm.cli.arguments import train_parser
-from a2aug_timm.cli.build import (
+from a2aug_timm.cli.build_data import build_datasets, build_loaders, build_mixup
+from a2aug_timm.cli.build_model import build_model, init_device
+from a2aug_timm.cli.build_task import (
     build_amp,
-    build_datasets,
-    build_loaders,
-    build_mixup,
-    build_model,
+    build_loss_scale,
     build_optimizer,
     build_task,
-    init_device,
+    compile_task,
     start_schedule,
 )
-from a2aug_timm.cli.checks import NOT_OF_THE_RUN, adopt_run, check_train
 from a2aug_timm.cli.config import StrictParser
-from a2aug_timm.cli.console import RunProgress, branch_table, print_table
+from a2aug_timm.cli.console import RunProgress
+from a2aug_timm.cli.resume_checks import NOT_OF_THE_RUN, adopt_run
+from a2aug_timm.cli.run import Run
+from a2aug_timm.cli.tracking import start_wandb
+from a2aug_timm.cli.train_checks import check_train
 from a2aug_timm.datasets import names_of_classes
-from a2aug_timm.engine import OptimizerStep, evaluate, train_one_epoch
+from a2aug_timm.engine import Hooks, OptimizerStep, train_one_epoch
 from a2aug_timm.export import model_config
 from a2aug_timm.run_folder import RunFolder, choose_folder
-from a2aug_timm.summary import summary_row
 from a2aug_timm.views import set_epoch, start_workers
 
 _logger = logging.getLogger('train')
@@ -71,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         train_set, eval_set = build_datasets(args, data_config, model.num_classes)
         collate, mix = build_mixup(args, model.num_classes)
         loader, eval_loader = build_loaders(args, data_config, device, train_set, eval_set, collate)
-        config = model_config(model, data_config, names_of_classes(train_set.dataset))
+        config = model_config(model, data_config, names_of_classes(train_set))
         task = build_task(args, model, device)
         optimizer, lr_scheduler, num_epochs = build_optimizer(args, task, loader)
         autocast, loss_scaler = build_amp(args, device)
@@ -83,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         start_schedule(args, lr_scheduler, start_epoch, num_updates, (checkpoint or {}).get('metric'))
         if checkpoint is not None:
             resume_random_state(args, checkpoint, loader, eval_loader)
+        compile_task(args, task)
         if args.distributed:
             task.prepare_distributed(
                 device_ids=None if device.type == 'cpu' else [device],
@@ -92,29 +84,29 @@ def main(argv: list[str] | None = None) -> None:
                             in_chans=data_config['input_size'][0])
             folder.begin(run_args, checkpoint, Path(args.resume).parent, start_epoch)
 
-    step = OptimizerStep(task, optimizer, lr_scheduler=lr_scheduler, loss_scaler=loss_scaler,
-                         clip_grad=args.clip_grad, clip_mode=args.clip_mode)
+    step = OptimizerStep(
+        task, optimizer, autocast=autocast, loss_scale=build_loss_scale(args, loader), lr_scheduler=lr_scheduler,
+        loss_scaler=loss_scaler, clip_grad=args.clip_grad, clip_mode=args.clip_mode)
     progress = RunProgress(num_epochs, num_updates, start_epoch, enabled=utils.is_primary(args))
+    run = Run(args, folder, step, progress, device, run_args, config, data_config)
+    if args.log_wandb and utils.is_primary(args):
+        run.log = start_wandb(args, run_args, folder.path.name)
     with progress, exit_on_bad_loss(folder):
         for epoch in range(start_epoch, num_epochs):
             set_epoch(loader, epoch)
-            if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-                (mix or loader).mixup_enabled = False
+            stop_mixup(args, epoch, mix or loader)
             progress.start_epoch(epoch)
+            hooks = Hooks(run.on_update, args.log_interval, partial(run.recover, epoch), args.recovery_interval)
             terms = train_one_epoch(
-                step, loader, epoch=epoch, device=device, autocast=autocast, mix=mix,
-                grad_accum_steps=args.grad_accum_steps, channels_last=args.channels_last,
-                log_interval=args.log_interval, on_update=progress.on_update)
+                step, loader, epoch=epoch, device=device, mix=mix, grad_accum_steps=args.grad_accum_steps,
+                channels_last=args.channels_last, hooks=hooks)
             synchronize_bn(args, task)
             metric = None
             if (epoch + 1) % args.val_interval == 0 or epoch + 1 == num_epochs:
-                record = judge(args, task, eval_loader, device, autocast, epoch)
-                record.update(config=config, data_config=data_config)
-                metric = save(args, folder, record, terms, step, run_args)
-                show(args, progress, record, terms, num_epochs, count_skipped(device, train_set, eval_set))
+                metric = run.end_epoch(epoch, terms, eval_loader, [train_set, eval_set])
             if lr_scheduler is not None:
                 lr_scheduler.step(epoch + 1, metric)
-    report(args, folder, config)
+    run.report()
     if args.distributed:
         dist.destroy_process_group()
 
@@ -153,6 +145,12 @@ def resume_random_state(args: argparse.Namespace, checkpoint: dict[str, Any], *l
     _logger.info("Resumed from '%s'", args.resume)
 
 
+def stop_mixup(args: argparse.Namespace, epoch: int, mixing: Any) -> None:
+    """Mix no more from ``--mixup-off-epoch`` on."""
+    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        mixing.mixup_enabled = False
+
+
 def synchronize_bn(args: argparse.Namespace, task: TrainingTask) -> None:
     """Make the running statistics of all ranks equal, as ``--dist-bn`` says."""
     if not args.distributed or args.sync_bn or not args.dist_bn:
@@ -161,97 +159,6 @@ def synchronize_bn(args: argparse.Namespace, task: TrainingTask) -> None:
         module = task.get_trainable_module(ema=ema)
         if module is not None and not (ema and args.model_ema_force_cpu):
             utils.distribute_bn(module, args.world_size, args.dist_bn == 'reduce')
-
-
-def judge(
-        args: argparse.Namespace,
-        task: TrainingTask,
-        loader: Any,
-        device: torch.device,
-        autocast: Callable,
-        epoch: int,
-) -> dict[str, Any]:
-    """Evaluate every branch; what the checkpoint says of it.
-
-    Raises:
-        FloatingPointError: The weights, or the losses of all branches, are not finite.
-    """
-    judged_ema = args.model_ema and not args.model_ema_force_cpu
-    mu = task.mu(judged_ema) if isinstance(task, A2AugTask) else torch.ones(1)
-    num_judged = 1 if args.a2aug_shared_bn else len(mu)
-    model = task.get_eval_model(ema=judged_ema).eval()
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise FloatingPointError(f'the weights are not finite after epoch {epoch}')
-    metrics = None
-    # Without validation images the paper's observation must do: the stronger branch has the larger weight (Table 6).
-    best_branch = int(mu[:num_judged].argmax())
-    if loader is not None:
-        metrics = evaluate(
-            partial(branch_logits, model), mu, loader, device=device, autocast=autocast,
-            channels_last=args.channels_last)
-        sign = -1 if args.eval_metric == 'loss' else 1
-        finite = [branch for branch in range(num_judged) if math.isfinite(metrics[branch]['loss'])]
-        if not finite:
-            raise FloatingPointError(f'the validation loss is not finite after epoch {epoch}')
-        # Of equal branches the one with the lower loss.
-        best_branch = max(
-            finite, key=lambda branch: (sign * metrics[branch][args.eval_metric], -metrics[branch]['loss']))
-    return dict(
-        epoch=epoch, num_branches=args.a2aug_branches, shared_bn=args.a2aug_shared_bn, judged_ema=judged_ema,
-        mu=mu.tolist(),
-        policies=args.a2aug_policies or [args.aa], metrics=metrics, best_branch=best_branch)
-
-
-def save(
-        args: argparse.Namespace,
-        folder: RunFolder,
-        record: dict[str, Any],
-        terms: dict[str, float],
-        step: OptimizerStep,
-        run_args: dict[str, Any],
-) -> float:
-    """Keep the epoch in the run's folder; returns the metric that it is judged by."""
-    metric = terms['loss']
-    if record['metrics']:
-        metric = record['metrics'][record['best_branch']][args.eval_metric]
-    rng = gather_rng_states()
-    if utils.is_primary(args):
-        row = summary_row(
-            record['epoch'], terms, record['metrics'], record['mu'], record['best_branch'], step.lr)
-        state = training_state(step.task, step.optimizer, step.lr_scheduler, step.loss_scaler)
-        state.update(arch=args.model, args=run_args, rng=rng)
-        folder.save(step.task.get_eval_model(ema=record['judged_ema']), state, row, record, metric)
-    return metric
-
-
-def show(
-        args: argparse.Namespace,
-        progress: RunProgress,
-        record: dict[str, Any],
-        terms: dict[str, float],
-        num_epochs: int,
-        num_skipped: int,
-) -> None:
-    """Print the epoch's line and its table of branches."""
-    if not utils.is_primary(args):
-        return
-    progress.pause()
-    title = f"epoch {record['epoch'] + 1}/{num_epochs}  train loss {terms['loss']:.4f}"
-    if num_skipped:
-        title += f'  skipped {num_skipped} broken image{"s" if num_skipped > 1 else ""}'
-    if record['metrics'] is None:
-        print(title)
-        return
-    labels = ['all policies, shared batch norm'] if record['shared_bn'] else [p or '' for p in record['policies']]
-    print_table(title, branch_table(labels, record['metrics'], record['mu'], record['best_branch']))
-
-
-def count_skipped(device: torch.device, *datasets: Any) -> int:
-    """Number of broken images since the last call, over all ranks."""
-    count = torch.tensor(sum(dataset.take_num_skipped() for dataset in datasets if dataset), device=device)
-    if dist.is_initialized():
-        dist.all_reduce(count)
-    return int(count)
 
 
 @contextmanager
@@ -263,27 +170,6 @@ def exit_on_bad_loss(folder: RunFolder) -> Iterator[None]:
         good = f'the last good checkpoint is {folder.last_path}' if folder.last_path.exists() else 'no checkpoint yet'
         _logger.error('%s; %s', error, good)
         sys.exit(1)
-
-
-def report(args: argparse.Namespace, folder: RunFolder, config: dict[str, Any]) -> None:
-    """Say what came out and how to load it."""
-    keeper = folder.keeper
-    if not utils.is_primary(args) or keeper.best_epoch is None:
-        return
-    row = next(row for row in folder.history if row['epoch'] == keeper.best_epoch)
-    branch = row.get('best_branch', 0)
-    policy = f' ({args.a2aug_policies[branch]})' if args.a2aug_branches > 1 and not args.a2aug_shared_bn else ''
-    source = ''.join(f' {name} {value}' for name, value in (
-        ('--data-dir', args.data_dir), ('--dataset', args.dataset),
-        ('--split', args.val_split if args.val_split != 'validation' else '')) if value)
-    export, architecture = folder.export_path, config['architecture']
-    print(f"""
-Best: branch {branch}{policy}, {args.eval_metric} {keeper.best_metric:.4g} at epoch {keeper.best_epoch + 1}
-Exported to {export}; load it with timm alone, by file with this package, or judge all branches again:
-
-    timm.create_model('local-dir:{export}', pretrained=True)
-    timm.create_model('{architecture}', pretrained_file='{export}/model.safetensors')  # after import a2aug_timm
-    python validate.py{source} --checkpoint {folder.last_path} --branch all""")
 
 
 if __name__ == '__main__':

@@ -164,6 +164,19 @@ def num_branches_of(model: nn.Module) -> int:
     return next((len(module.branches) for module in model.modules() if isinstance(module, MultiBranchNorm)), 1)
 
 
+def plain_parameter_names(model: nn.Module) -> dict[str, str]:
+    """Name of each parameter -> its name in the plain model, where each branch's stand for one."""
+    prefixes = {f'{name}.branches.': name for name, module in model.named_modules(remove_duplicate=False)
+                if isinstance(module, MultiBranchNorm)}
+
+    def plain(name: str) -> str:
+        # By the wrapper's place, not by its word: HRNet has modules of its own that are named `branches`.
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+        return name if prefix is None else f'{prefixes[prefix]}.{name[len(prefix):].partition(".")[2]}'
+
+    return {name: plain(name) for name, _ in model.named_parameters()}
+
+
 class select_branch:  # noqa: N801, it reads as a function
     """Select the branch that answers, or None for joint training: from now on, or for a ``with`` block.
 

@@ -258,8 +258,7 @@ class CheckpointKeeper:
         kept = sorted([*kept, (name, metric)], key=lambda item: item[1], reverse=self.better is operator.gt)
         dropped = {item[0] for item in [*self._kept, *kept[self.max_history:]]}
         self._kept = kept[:self.max_history]
-        keeper = {'best_metric': self.best_metric, 'best_epoch': self.best_epoch, 'kept': self._kept}
-        state = {**state, 'epoch': epoch, 'version': 2, 'metric': metric, 'keeper': keeper}
+        state = {**state, **self._state(epoch), 'metric': metric}
 
         # `last` is replaced at the end: after a kill before that, the epoch is repeated and its files written again.
         with atomic_write(self.folder / 'last.pth.tar') as path:
@@ -271,6 +270,15 @@ class CheckpointKeeper:
         for name in dropped - {item[0] for item in self._kept}:
             (self.folder / name).unlink(missing_ok=True)
         return is_best
+
+    def save_recovery(self, state: dict[str, Any], path: Path, epoch: int) -> None:
+        """Write a checkpoint from the middle of an epoch, which a resume begins again."""
+        with atomic_write(path) as temporary:
+            torch.save({**state, **self._state(epoch - 1)}, temporary)
+
+    def _state(self, epoch: int) -> dict[str, Any]:
+        keeper = {'best_metric': self.best_metric, 'best_epoch': self.best_epoch, 'kept': self._kept}
+        return {'epoch': epoch, 'version': 2, 'keeper': keeper}
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Continue with the best metric and the kept files of a checkpoint, as far as they are in the folder."""

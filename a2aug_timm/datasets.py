@@ -6,7 +6,7 @@ import numpy as np
 import timm.data
 from PIL import Image
 from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYNONYM
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 _SPLITS = (*_TRAIN_SYNONYM, *_EVAL_SYNONYM)
 
@@ -104,6 +104,11 @@ def create_dataset(
     return dataset
 
 
+def is_stream(dataset: Dataset) -> bool:
+    """Whether images come in an order of the data set's own (``wds/``, ``tfds/``, ``hfids/``)."""
+    return isinstance(dataset, IterableDataset)
+
+
 def check_split(name: str, root: str, split: str, allow_no_split: bool = False) -> None:
     """Raise ``ValueError`` where timm would silently take the whole folder, or the test images, for a split."""
     kind, _, basic = name.lower().partition('/')
@@ -120,7 +125,8 @@ def check_split(name: str, root: str, split: str, allow_no_split: bool = False) 
 
 
 def names_of_classes(dataset: Dataset) -> list[str] | None:
-    """Name of each class in the order of its index, if the data set knows them."""
+    """Name of each class in the order of its index, if the data set, or the one that it wraps, knows them."""
+    dataset = getattr(dataset, 'dataset', dataset)
     class_to_idx = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
     if class_to_idx and sorted(class_to_idx.values()) == list(range(len(class_to_idx))):
         return sorted(class_to_idx, key=class_to_idx.get)

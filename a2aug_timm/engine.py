@@ -2,7 +2,8 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,11 +71,13 @@ class FiniteLossGuard:
 
 
 class OptimizerStep:
-    """Backward pass and update of a task: scaling, clipping, EMA and schedule, in timm's order.
+    """Forward and backward pass and update of a task: scaling, clipping, EMA and schedule, in timm's order.
 
     Args:
         task: The task that is trained.
         optimizer: Optimizer of its parameters.
+        autocast: Mixed precision of the forward pass.
+        loss_scale: Weight of a batch's gradient by its number of images.
         lr_scheduler: timm scheduler, told of every update.
         loss_scaler: timm's scaler, for float16.
         clip_grad: Clip gradients at this value; ``clip_mode`` is ``norm``, ``value`` or ``agc``.
@@ -85,6 +88,8 @@ class OptimizerStep:
             task: TrainingTask,
             optimizer: torch.optim.Optimizer,
             *,
+            autocast: Autocast = nullcontext,
+            loss_scale: Callable[[int], float] | None = None,
             lr_scheduler: Any = None,
             loss_scaler: Any = None,
             clip_grad: float | None = None,
@@ -92,6 +97,8 @@ class OptimizerStep:
     ):
         self.task = task
         self.optimizer = optimizer
+        self.autocast = autocast
+        self.loss_scale = loss_scale
         self.lr_scheduler = lr_scheduler
         self.loss_scaler = loss_scaler
         self.clip_grad = clip_grad
@@ -103,8 +110,22 @@ class OptimizerStep:
         rates = [group['lr'] for group in self.optimizer.param_groups]
         return sum(rates) / len(rates)
 
-    def backward(self, loss: torch.Tensor, need_update: bool) -> None:
-        """Accumulate gradients and, at the end of an accumulation, update the parameters."""
+    def accumulate(
+            self,
+            images: torch.Tensor,
+            target: torch.Tensor,
+            accum_steps: int,
+            need_update: bool,
+    ) -> dict[str, torch.Tensor]:
+        """Add the gradients of one of ``accum_steps`` batches, and update after the last; the task's terms."""
+        with nullcontext() if need_update else self.task.no_sync():
+            with self.autocast():
+                terms = self.task(images, target)
+            loss = terms['loss'] / accum_steps if accum_steps > 1 else terms['loss']
+            self._backward(loss if self.loss_scale is None else loss * self.loss_scale(len(target)), need_update)
+        return terms
+
+    def _backward(self, loss: torch.Tensor, need_update: bool) -> None:
         second_order = getattr(self.optimizer, 'is_second_order', False)
         parameters = None
         if self.clip_grad is not None:
@@ -133,34 +154,58 @@ class OptimizerStep:
             self.optimizer.sync_lookahead()
 
 
+class Update(NamedTuple):
+    """One update of the parameters, as ``on_update`` is told of it.
+
+    Attributes:
+        number: Within the epoch.
+        images: The last batch, as the network got it.
+        terms: Mean loss terms of the epoch so far at log steps, else None.
+        rate: Images a second since the last log step, over all ranks.
+        lr: Learning rate of the update.
+    """
+    number: int
+    images: torch.Tensor
+    terms: dict[str, float] | None
+    rate: float
+    lr: float
+
+
+@dataclass
+class Hooks:
+    """What is called during an epoch: ``on_update`` after every update; ``on_recovery`` with the number of one after
+    which the parameters are good to keep, never with an interval of 0. The loss is read at log steps alone.
+    """
+    on_update: Callable[[Update], None] = lambda _: None
+    log_interval: int = 50
+    on_recovery: Callable[[int], None] = lambda _: None
+    recovery_interval: int = 0
+
+
 def train_one_epoch(
         step: OptimizerStep,
         loader: Any,
         *,
         epoch: int,
         device: torch.device,
-        autocast: Autocast = nullcontext,
         mix: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
         grad_accum_steps: int = 1,
         channels_last: bool = False,
-        log_interval: int = 50,
-        on_update: Callable[[int, dict[str, float] | None, float, float], None] = lambda *_: None,
+        hooks: Hooks | None = None,
 ) -> dict[str, float]:
     """Train for one pass over the loader.
 
     Args:
         mix: Mixup of a batch on its device, where the loader has not mixed it.
-        on_update: Called after every update with its number, the mean loss terms of the epoch so far (at log steps,
-            else None), the images a second since the last log step, and the learning rate of the update.
 
     Returns:
         Mean loss terms of the epoch over all ranks.
 
     Raises:
-        FloatingPointError: The loss was not finite; raised at the next log step, the step is named.
+        FloatingPointError: The loss was not finite; raised at the next log or recovery step, the step is named.
     """
     step.task.get_trainable_module().train()
-    averages, guard = Averages(), FiniteLossGuard(epoch, device)
+    hooks, averages, guard = hooks or Hooks(), Averages(), FiniteLossGuard(epoch, device)
     num_batches = len(loader)
     num_updates = epoch * -(-num_batches // grad_accum_steps)
     num_images, since = 0, time.perf_counter()
@@ -173,24 +218,25 @@ def train_one_epoch(
         images, target = to_device(images, target, device, channels_last)
         if mix is not None:
             images, target = mix(images, target)
-        with nullcontext() if need_update else step.task.no_sync():
-            with autocast():
-                terms = step.task(images, target)
-            step.backward(terms['loss'] / accum_steps if accum_steps > 1 else terms['loss'], need_update)
+        terms = step.accumulate(images, target, accum_steps, need_update)
         averages.update({name: value for name, value in terms.items() if name != 'output'}, len(target))
         guard.update(terms['loss'], update)
         num_images += len(target)
         if not need_update:
             continue
 
-        is_log_step = update % log_interval == 0 or is_last
-        if is_log_step:
+        lr = step.lr
+        step.finish(num_updates := num_updates + 1)
+        is_log_step = update % hooks.log_interval == 0 or is_last
+        is_recovery_step = hooks.recovery_interval > 0 and (update + 1) % hooks.recovery_interval == 0
+        if is_log_step or is_recovery_step:
             guard.check()
         rate = num_images * (dist.get_world_size() if dist.is_initialized() else 1) / (time.perf_counter() - since)
-        on_update(update, averages.read() if is_log_step else None, rate, step.lr)
+        hooks.on_update(Update(update, images, averages.read() if is_log_step else None, rate, lr))
+        if is_recovery_step:
+            hooks.on_recovery(update)
         if is_log_step:
             num_images, since = 0, time.perf_counter()
-        step.finish(num_updates := num_updates + 1)
     step.end_epoch()
     return averages.read()
 

@@ -51,6 +51,22 @@ def distillation_kl(students: torch.Tensor, teacher: torch.Tensor, scale: torch.
         scale = scale.detach()
         teacher = scale * F.normalize(teacher, dim=-1, eps=MIN_NORM)
         students = scale * F.normalize(students, dim=-1, eps=MIN_NORM)
+    return _mean_kl(students, teacher)
+
+
+def temperature_kl(students: torch.Tensor, teachers: torch.Tensor, temperature: float) -> torch.Tensor:
+    """``T²`` times the KL divergence of each student from a teacher of its own, both softened by ``T``, in float32.
+
+    Shape:
+        Logits ``[N, B, K]`` and ``[N, B, K]``, gradients stop at the teachers -> ``[N]``.
+    """
+    dtype = torch.promote_types(students.dtype, torch.float32)
+    with torch.autocast(students.device.type, enabled=False):
+        return temperature ** 2 * _mean_kl(
+            students.to(dtype) / temperature, teachers.detach().to(dtype) / temperature)
+
+
+def _mean_kl(students: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     log_p = F.log_softmax(teacher, dim=-1)
     log_q = F.log_softmax(students, dim=-1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean(dim=-1)
@@ -122,6 +138,10 @@ class A2AugLoss(nn.Module):
         """Weights of the branches in the ensemble, ``[N]``, positive and summing to 1."""
         return self.mu_logits.softmax(dim=0)
 
+    def reduce(self, terms: torch.Tensor) -> torch.Tensor:
+        """Sum or mean of the branches' terms, ``[N]``."""
+        return terms.sum() if self.reduction == 'sum' else terms.mean()
+
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         if logits.shape[0] != self.num_branches * target.shape[0]:
             raise ValueError(f'{self.num_branches} views of {target.shape[0]} targets need '
@@ -134,6 +154,5 @@ class A2AugLoss(nn.Module):
             ensemble_ce = self.criterion(teacher, target)
             scale = teacher_scale(teacher.detach(), self.logit_scale) if self.logit_norm else None
             kl = distillation_kl(logits, teacher, scale)
-            reduce = torch.sum if self.reduction == 'sum' else torch.mean
-            loss = reduce(ce) + self.ensemble_weight * ensemble_ce + self.kl_weight * reduce(kl)
+            loss = self.reduce(ce) + self.ensemble_weight * ensemble_ce + self.kl_weight * self.reduce(kl)
         return {'loss': loss, 'ce': ce, 'ensemble_ce': ensemble_ce, 'kl': kl}

@@ -117,3 +117,13 @@ class RunFolder:
                 label_names=record['config'].get('label_names'), metadata=branch_metadata(record, branch))
         self.keeper.save({**state, 'a2aug': record, 'history': self.history}, epoch=row['epoch'], metric=metric)
         write_summary(self.path / 'summary.csv', self.history)
+        for recovery in self.path.glob('recovery-*.pth.tar'):
+            recovery.unlink()
+
+    def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> None:
+        """Keep a checkpoint from the middle of an epoch, until the next one or the end of the epoch replaces it."""
+        before = set(self.path.glob('recovery-*.pth.tar'))
+        path = self.path / f'recovery-{epoch}-{update}.pth.tar'
+        self.keeper.save_recovery({**state, 'history': self.history}, path, epoch)
+        for recovery in before - {path}:
+            recovery.unlink()

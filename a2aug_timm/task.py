@@ -3,12 +3,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.task import TrainingTask
+from timm.models._manipulate import group_with_matcher
+from timm.task import DistillationTeacher, TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .loss import A2AugLoss
+from .branches import plain_parameter_names
+from .loss import A2AugLoss, temperature_kl
 
 
 class _A2AugModule(nn.Module):
@@ -27,6 +29,16 @@ class _A2AugModule(nn.Module):
         """Patterns of parameters without weight decay: the network's own, and μ."""
         own = getattr(self.model, 'no_weight_decay', set)()
         return {f'model.{name}' for name in own} | {'loss.mu_logits'}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Layer of a parameter for layer-wise learning rates: the network's own; μ is with the head."""
+        if not hasattr(self.model, 'group_matcher'):
+            raise ValueError(f'{type(self.model).__name__} does not tell which layer a parameter is in')
+        plain = plain_parameter_names(self.model)
+        layers = group_with_matcher(
+            ((name, None) for name in plain.values()), self.model.group_matcher(coarse=coarse), reverse=True)
+        layer_of = {f'model.{name}': layers[plain_name] for name, plain_name in plain.items()}
+        return lambda name: layer_of.get(name, max(layers.values()))
 
 
 class A2AugTask(TrainingTask):
@@ -78,7 +90,16 @@ class A2AugTask(TrainingTask):
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **kwargs) -> nn.Module:
+        """Compile network and loss in one graph for training, and the network alone for eval."""
+        self.eval_model = torch.compile(self._module().model, backend=backend, mode=mode, **kwargs)
+        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **kwargs)
+        return self.eval_model
+
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        compiled = getattr(self, 'eval_model_ema' if ema else 'eval_model', None)
+        if module is None and compiled is not None:
+            return compiled
         module = unwrap_model(module) if module is not None else self._module(ema)
         return None if module is None else module.model
 
@@ -109,3 +130,62 @@ class A2AugTask(TrainingTask):
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.trainable_module(input, target)
+
+
+class A2AugDistillationTask(A2AugTask):
+    """``A2AugTask`` with an external teacher, whose softened logits on each view are added to that branch's loss.
+
+    The loss is ``task_loss_weight`` times A²-Aug's plus ``distill_loss_weight`` times the teacher's, which is
+    reduced over the branches like A²-Aug's terms and stands in the result as ``kd``, ``[N]``.
+
+    Args:
+        model: As for ``A2AugTask``; its ``pretrained_cfg`` says how images are normalised.
+        teacher: Frozen teacher, of as many classes.
+        temperature: Of both softmaxes.
+        distill_loss_weight: 1 if not given, or what ``task_loss_weight`` alone leaves of 1.
+        task_loss_weight: 1 if not given.
+        kwargs: Of ``A2AugTask``.
+
+    Source: Hinton et al. 2015; timm ``LogitDistillationTask``, whose weights and temperature mean the same.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            teacher: DistillationTeacher,
+            *args: Any,
+            temperature: float = 1.,
+            distill_loss_weight: float | None = None,
+            task_loss_weight: float | None = None,
+            **kwargs: Any,
+    ):
+        super().__init__(model, *args, **kwargs)
+        self.teacher = teacher.to(self.device).requires_grad_(False)
+        self.temperature = temperature
+        if distill_loss_weight is None:
+            distill_loss_weight = 1. if task_loss_weight is None else 1 - task_loss_weight
+        self.distill_loss_weight = distill_loss_weight
+        self.task_loss_weight = 1. if task_loss_weight is None else task_loss_weight
+        for name in ('mean', 'std'):
+            value = torch.tensor(unwrap_model(model).pretrained_cfg[name], device=self.device, dtype=self.dtype)
+            self.register_buffer(f'student_{name}', value.view(1, -1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> 'A2AugDistillationTask':
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **kwargs) -> nn.Module:
+        self.teacher.compile(backend=backend, mode=mode, **kwargs)
+        return super().compile(backend=backend, mode=mode, **kwargs)
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        terms = super().forward(input, target)
+        with torch.no_grad():
+            teacher = self.teacher(self.teacher.normalize_input(input, self.student_mean, self.student_std))
+        loss = self._module().loss
+        kd = temperature_kl(
+            terms['output'].unflatten(0, (loss.num_branches, -1)), teacher.unflatten(0, (loss.num_branches, -1)),
+            self.temperature)
+        total = self.task_loss_weight * terms['loss'] + self.distill_loss_weight * loss.reduce(kd)
+        return {**terms, 'loss': total, 'kd': kd}

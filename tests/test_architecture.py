@@ -13,7 +13,7 @@ MAY_IMPORT = {
     'engine': set(),
     'views': {'policies'},
     'mixup': set(),
-    'task': {'loss'},
+    'task': {'branches', 'loss'},
     'checkpoint': set(),
     'summary': {'checkpoint'},
     'export': {'branches', 'checkpoint'},

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from timm.task import ClassificationTask
 from torch import nn
 
-from a2aug_timm.engine import Averages, OptimizerStep, evaluate, train_one_epoch
+from a2aug_timm.engine import Averages, Hooks, OptimizerStep, evaluate, train_one_epoch
 
 CPU = torch.device('cpu')
 
@@ -21,10 +21,10 @@ def data(num_batches, size=4):
             for _ in range(num_batches)]
 
 
-def train(loader, **kwargs):
+def train(loader, loss_scale=None, **kwargs):
     task = linear_task()
-    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
-    terms = train_one_epoch(OptimizerStep(task, optimizer), loader, epoch=0, device=CPU, **kwargs)
+    step = OptimizerStep(task, torch.optim.SGD(task.parameters(), lr=0.1), loss_scale=loss_scale)
+    terms = train_one_epoch(step, loader, epoch=0, device=CPU, **kwargs)
     return task, terms
 
 
@@ -39,9 +39,9 @@ def test_accumulating_batches_is_one_step_on_all_of_them():
 def test_terms_are_means_over_images_and_log_steps_alone_report_them():
     batches = [*data(3), *data(1, size=2)]
     seen = []
-    task, terms = train(batches, log_interval=2, on_update=lambda *update: seen.append(update))
-    assert [update for update, *_ in seen] == [0, 1, 2, 3]
-    assert [terms is not None for _, terms, *_ in seen] == [True, False, True, True]
+    task, terms = train(batches, hooks=Hooks(seen.append, log_interval=2))
+    assert [update.number for update in seen] == [0, 1, 2, 3]
+    assert [update.terms is not None for update in seen] == [True, False, True, True]
     reference = linear_task()
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
     total = 0.
@@ -53,6 +53,27 @@ def test_terms_are_means_over_images_and_log_steps_alone_report_them():
         optimizer.step()
     assert terms['loss'] == pytest.approx(total / 14)
     torch.testing.assert_close(task.state_dict(), reference.state_dict())
+
+
+def test_a_batch_weighs_what_its_size_says_and_the_terms_do_not():
+    batches = [*data(1), *data(1, size=2)]
+    plain, terms = train(batches[1:])
+    scaled, scaled_terms = train(batches[1:], loss_scale=lambda size: size / 4)
+    start = linear_task()
+    for before, one, other in zip(start.parameters(), plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close((other - before), (one - before) / 2)
+    assert terms == scaled_terms
+
+
+def test_recovery_steps_come_after_the_update_and_never_with_a_bad_loss():
+    kept = []
+    batches = data(6)
+    train(batches, grad_accum_steps=2, hooks=Hooks(on_recovery=kept.append, recovery_interval=2, log_interval=50))
+    assert kept == [1]
+    batches[0][0][0, 0] = float('nan')
+    with pytest.raises(FloatingPointError, match='step 0'):
+        train(batches, hooks=Hooks(on_recovery=kept.append, recovery_interval=2, log_interval=50))
+    assert kept == [1]
 
 
 def test_vector_terms_are_reported_one_by_one():
@@ -86,7 +107,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_its_step():
     batches = data(6)
     batches[3][0][0, 0] = float('nan')
     with pytest.raises(FloatingPointError, match='epoch 0, step 3'):
-        train(batches, log_interval=5)
+        train(batches, hooks=Hooks(log_interval=5))
 
 
 def test_evaluation_is_each_branch_alone_and_the_weighted_ensemble():

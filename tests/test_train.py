@@ -137,14 +137,14 @@ def test_flags_reach_what_they_name(tmp_path, monkeypatch):
     loss, loader = built['task'].trainable_module.loss, built['loaders'][0]
     assert (loss.ensemble_weight, loss.kl_weight, loss.logit_scale, loss.reduction) == (0.5, 0.25, 3., 'mean')
     assert loss.logit_norm and loss.criterion.smoothing == 0.2 and built['task'].get_eval_model().drop_rate == 0.4
-    assert loader.dataset.independent_crops and loader.random_erasing.probability == 0.5
+    assert loader.dataset.transform.independent_crops and loader.random_erasing.probability == 0.5
     assert (loader.random_erasing.mode, loader.random_erasing.max_count) == ('const', 2)
-    assert any(getattr(part, 'p', None) == 0.25 for part in loader.dataset.transform[0].transforms)
-    assert loader.dataset.transform[1].transforms == []  # no color jitter after the policies
+    assert any(getattr(part, 'p', None) == 0.25 for part in loader.dataset.transform.stages[0].transforms)
+    assert loader.dataset.transform.stages[1].transforms == []  # no color jitter after the policies
     assert (built['step'].clip_grad, built['step'].clip_mode) == (0.7, 'value')
     settings = built['terms kwargs']
-    assert settings['channels_last'] and settings['grad_accum_steps'] == 2 and settings['log_interval'] == 3
-    assert settings['autocast'].keywords == dict(device_type='cpu', dtype=torch.bfloat16)
+    assert settings['channels_last'] and settings['grad_accum_steps'] == 2 and settings['hooks'].log_interval == 3
+    assert built['step'].autocast.keywords == dict(device_type='cpu', dtype=torch.bfloat16)
 
 
 def test_ema_weights_are_what_is_judged_and_exported(tmp_path):

@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader
+from timm.data import IterableImageDataset, create_dataset, create_loader
 from torch.utils.data import DataLoader, Dataset
 
 from a2aug_timm import MultiPolicyRandAugment, sample_policies
-from a2aug_timm.views import MultiViewDataset, SkippingDataset, collate_views, set_epoch, start_workers
+from a2aug_timm.views import (
+    MultiViewDataset,
+    MultiViewStream,
+    SeededImage,
+    SkippingDataset,
+    ViewTransform,
+    collate_views,
+    set_epoch,
+    start_workers,
+)
 
 UNTOUCHED = ['rand-m1-n1-p0-tpublished', 'rand-m2-n1-p0-tpublished']  # probability 0: the base image
 
@@ -41,8 +50,8 @@ def jitter(image):
     return Image.fromarray(np.asarray(image) + np.uint8(shift))
 
 
-def views_of(dataset, base=jitter):
-    dataset.transform = (base, same, to_pixels)
+def views_of(dataset, policies, base=jitter, **kwargs):
+    dataset.transform = ViewTransform((base, same, to_pixels), policies, **kwargs)
     return dataset
 
 
@@ -54,7 +63,7 @@ class Shifts(MultiPolicyRandAugment):
 
 
 def test_a_batch_is_view_major_with_one_target_an_image():
-    dataset = views_of(MultiViewDataset(Squares(), Shifts()), base=same)
+    dataset = views_of(MultiViewDataset(Squares()), Shifts(), base=same)
     images, targets = next(iter(DataLoader(dataset, batch_size=3, collate_fn=collate_views)))
     assert images[:, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
     assert images.shape == (6, 8, 8) and targets.tolist() == [0, 1, 2]
@@ -63,14 +72,14 @@ def test_a_batch_is_view_major_with_one_target_an_image():
 def test_views_share_their_base_unless_crops_are_independent():
     policies = MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,))
     for independent in (False, True):
-        dataset = views_of(MultiViewDataset(Squares(), policies, independent_crops=independent))
+        dataset = views_of(MultiViewDataset(Squares()), policies, independent_crops=independent)
         equal = [bool((views[0] == views[1]).all()) for views, _ in (dataset[i] for i in range(12))]
         assert all(equal) if not independent else not all(equal)
 
 
 def batches(workers, context=None, epoch=0, seed=0):
-    dataset = views_of(MultiViewDataset(
-        Squares(), MultiPolicyRandAugment(sample_policies(2, 0), img_size=8, mean=(0.5,)), seed=seed))
+    policies = MultiPolicyRandAugment(sample_policies(2, 0), img_size=8, mean=(0.5,))
+    dataset = views_of(MultiViewDataset(Squares(), seed=seed), policies)
     dataset.set_epoch(epoch)
     loader = DataLoader(
         dataset, batch_size=4, num_workers=workers, collate_fn=collate_views, multiprocessing_context=context)
@@ -86,7 +95,7 @@ def test_views_depend_on_seed_epoch_and_index_alone_not_on_workers_or_their_star
 
 
 def test_workers_that_live_on_follow_the_epoch():
-    dataset = views_of(MultiViewDataset(Squares(), MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,))))
+    dataset = views_of(MultiViewDataset(Squares()), MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,)))
     loader = DataLoader(dataset, batch_size=12, num_workers=1, collate_fn=collate_views, persistent_workers=True)
     start_workers(loader)
     epochs = []
@@ -97,7 +106,7 @@ def test_workers_that_live_on_follow_the_epoch():
 
 
 def test_loading_without_workers_leaves_the_training_process_its_random_state():
-    dataset = views_of(MultiViewDataset(Squares(), MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,))))
+    dataset = views_of(MultiViewDataset(Squares()), MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,)))
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     dataset[3]
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
@@ -106,11 +115,12 @@ def test_loading_without_workers_leaves_the_training_process_its_random_state():
 @pytest.mark.parametrize('prefetcher', [True, False])
 def test_timms_loader_crops_erases_and_normalises_every_view(image_folder, prefetcher):
     images = create_dataset('', root=image_folder, split='train')
-    dataset = MultiViewDataset(images, MultiPolicyRandAugment(UNTOUCHED, img_size=16))
+    dataset = MultiViewDataset(images)
     loader = create_loader(
         dataset, (3, 16, 16), batch_size=8, is_training=True, num_aug_splits=2, collate_fn=collate_views,
         color_jitter=None, num_workers=0, use_prefetcher=prefetcher, device=torch.device('cpu'), re_prob=1.,
         re_mode='const', mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    dataset.transform = ViewTransform(dataset.transform, MultiPolicyRandAugment(UNTOUCHED, img_size=16))
     images, targets = next(iter(loader))
     assert images.shape == (16, 3, 16, 16) and images.dtype == torch.float32 and targets.shape == (8,)
     first, second = images.chunk(2)
@@ -145,3 +155,62 @@ def test_ten_broken_images_in_a_row_stop(image_folder):
     dataset = SkippingDataset(create_dataset('', root=image_folder, split='train'))
     with pytest.raises(RuntimeError, match='10 images in a row'):
         dataset[0]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_index_that_comes_again_in_an_epoch_is_drawn_anew(workers):
+    policies = MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,))
+
+    def draws(repeats, epoch=0, seed=0):
+        dataset = views_of(MultiViewDataset(Squares(), seed=seed, repeats=repeats), policies)
+        dataset.set_epoch(epoch)
+        loader = DataLoader(dataset, batch_sampler=[[3], [3], [3], [3]], num_workers=workers, collate_fn=collate_views)
+        return [images[0, 0, 0].item() for images, _ in loader]
+
+    assert len(set(draws(repeats=False))) == 1
+    assert len(set(draws(repeats=True))) > 2
+    assert draws(repeats=True) == draws(repeats=True)
+    assert draws(repeats=True) != draws(repeats=True, epoch=1) and draws(repeats=True) != draws(repeats=True, seed='1')
+
+
+def test_views_can_wait_for_a_transform_that_the_loader_chooses():
+    dataset = MultiViewDataset(Squares(), seed=5)
+    seeded, target = dataset[2]
+    assert isinstance(seeded, SeededImage) and target == 2
+    transform = ViewTransform((jitter, same, to_pixels), MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,)))
+    dataset.transform = transform
+    assert torch.equal(transform(seeded)[0], dataset[2][0][0])
+
+
+class SquaresReader:
+    """Half of the images for each of two workers, as timm's readers of streams share them."""
+
+    epoch = None
+
+    def __iter__(self):
+        info = torch.utils.data.get_worker_info()
+        return ((Image.new('L', (8, 8), i), i) for i in range(info.id if info else 0, 12, 2 if info else 1))
+
+    def __len__(self):
+        return 12
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+def test_a_stream_has_views_that_depend_on_seed_epoch_and_place():
+    def batches(workers, epoch=0, seed=0):
+        stream = views_of(MultiViewStream(IterableImageDataset('', SquaresReader()), seed), MultiPolicyRandAugment(
+            UNTOUCHED, mean=(0.5,)))
+        loader = DataLoader(stream, batch_size=3, num_workers=workers, collate_fn=collate_views)
+        set_epoch(loader, epoch)
+        assert len(loader) == 4 and stream.dataset.reader.epoch == epoch
+        batches = list(loader)
+        assert sorted(torch.cat([target for _, target in batches]).tolist()) == list(range(12))
+        return torch.cat([images for images, _ in batches])
+
+    for workers in (0, 2):
+        images = batches(workers)
+        assert images.shape == (24, 8, 8) and torch.equal(images, batches(workers))
+        assert torch.equal(images.view(4, 2, 3, 8, 8)[:, 0], images.view(4, 2, 3, 8, 8)[:, 1])
+        assert not torch.equal(images, batches(workers, epoch=1)) and not torch.equal(images, batches(workers, seed=1))

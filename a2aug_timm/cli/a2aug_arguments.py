@@ -25,6 +25,8 @@ def add_a2aug(parser: argparse.ArgumentParser) -> None:
     add('--a2aug-logit-scale', type=logit_scale, default='capped', metavar='S',
         help=f"length of the normalised logits: {', '.join(LOGIT_SCALES)} or a number")
     add('--a2aug-loss-reduction', default='sum', choices=REDUCTIONS, help='sum or mean over the branches')
+    add('--a2aug-norm', default='bn', choices=('bn', 'all'),
+        help='what each branch has of its own: batch norm as in the paper, or every norm layer')
     add('--a2aug-shared-bn', action='store_true', help='one batch norm for all branches (ablation, Table 5)')
     add('--a2aug-independent-crops', action='store_true', help='a crop and flip of its own for each view')
 

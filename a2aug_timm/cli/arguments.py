@@ -20,6 +20,9 @@ def train_parser() -> StrictParser:
     _add_batch_norm(parser)
     _add_ema(parser)
     _add_miscellaneous(parser)
+    _add_scheduled_sizes(parser)
+    _add_naflex(parser)
+    _add_distillation(parser)
     add_a2aug(parser)
     return parser
 
@@ -34,6 +37,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     add('--dataset-download', action='store_true', help='let torch/ datasets download')
     add('--class-map', default='', metavar='FILE', help='class to index file')
     add('--input-img-mode', default=None, help="image mode, RGB or L by default as the model's channels need")
+    add('--input-key', default=None, metavar='NAME', help='column of the images in an hfds/, hfids/, tfds/ or wds/ set')
+    add('--target-key', default=None, metavar='NAME', help='column of the targets there')
+    add('--dataset-trust-remote-code', action='store_true', help='let an hfds/ or hfids/ set run code of its own')
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +61,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add_source(group)
     group.add_argument('--train-split', metavar='NAME', default='train', help='train split')
     group.add_argument('--val-split', metavar='NAME', default='validation', help='validation split')
+    group.add_argument('--train-num-samples', type=int, default=None, metavar='N', help='length of a training stream')
+    group.add_argument('--val-num-samples', type=int, default=None, metavar='N', help='length of a validation stream')
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +78,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add('-b', '--batch-size', type=int, default=128, metavar='N', help='images (not views) a step and device')
     add('-vb', '--validation-batch-size', type=int, default=None, metavar='N', help='the same for validation')
     add('--channels-last', action='store_true', help='channels-last memory layout')
+    add('--fuser', default='', help="TorchScript fuser: te, old, nvfuser")
+    add('--fast-norm', action='store_true', help='norm layers in low precision under --amp')
+    add('--grad-checkpointing', action='store_true', help='recompute activations in backward to save memory')
+    add('--head-init-scale', type=float, default=None, metavar='S', help="scale the classifier's initial weights")
+    add('--head-init-bias', type=float, default=None, metavar='B', help="the classifier's initial bias")
+    add('--torchscript', action='store_true', help='torch.jit.script the model')
+    add('--torchcompile', nargs='?', const='inductor', default=None, metavar='BACKEND', help='torch.compile the model')
+    add('--torchcompile-mode', default=None, metavar='MODE', help='mode of torch.compile')
     add('--grad-accum-steps', type=int, default=1, metavar='N', help='batches an optimizer step')
     add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='key=value arguments of the model')
 
@@ -79,7 +95,10 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     add('--device', default='cuda', help='device; without a GPU the default becomes cpu')
     add('--amp', action='store_true', help='mixed precision')
     add('--amp-dtype', default='float16', help='float16 or bfloat16')
+    add('--model-dtype', default=None, help='dtype of weights and images without --amp: float32, float16 or bfloat16')
     add('--no-ddp-bb', action='store_true', help='do not broadcast buffers at every DDP forward')
+    add('--synchronize-step', action='store_true', help='synchronise the device after every update')
+    add('--device-modules', nargs='+', default=None, metavar='MODULE', help='import these first, for other devices')
     add('--local_rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
@@ -92,6 +111,9 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     add('--weight-decay', type=float, default=2e-5, help='weight decay; biases, norms and μ have none')
     add('--clip-grad', type=float, default=None, metavar='NORM', help='clip gradients')
     add('--clip-mode', default='norm', help='norm, value or agc')
+    add('--layer-decay', type=float, default=None, metavar='RATE', help='learning rate decay from layer to layer')
+    add('--layer-decay-min-scale', type=float, default=0, metavar='S', help='its lower bound')
+    add('--layer-decay-no-opt-scale', type=float, default=None, metavar='S', help='layers below it are not trained')
     add('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, help='key=value arguments of the optimizer')
 
 
@@ -113,6 +135,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add('--warmup-lr', type=float, default=1e-5, metavar='LR', help='learning rate at the start of warm-up')
     add('--min-lr', type=float, default=0, metavar='LR', help='lower bound')
     add('--epochs', type=int, default=300, metavar='N', help='epochs to train')
+    add('--epoch-repeats', type=float, default=0., metavar='N', help='passes over a stream that are one epoch')
     add('--start-epoch', type=int, default=None, metavar='N', help='first epoch, overrides the resumed one')
     add('--decay-milestones', nargs='+', type=int, default=[90, 180, 270], metavar='EPOCH', help='for multistep')
     add('--decay-epochs', type=float, default=90, metavar='N', help='epochs between decays')
@@ -136,9 +159,17 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     add('--grayscale-prob', type=float, default=None, metavar='PCT', help='probability of grayscale')
     add('--gaussian-blur-prob', type=float, default=None, metavar='PCT', help='probability of blur')
     add('--aa', default=None, metavar='NAME', help='one auto-augment policy for plain training')
+    add('--aug-repeats', type=float, default=0, metavar='N', help='draws of an image an epoch, over the ranks')
+    add('--aug-splits', type=int, default=0, metavar='N', help='one clean and N-1 augmented copies of a batch')
+    add('--jsd-loss', action='store_true', help='Jensen-Shannon divergence between the --aug-splits')
+    add('--bce-loss', action='store_true', help='binary cross-entropy')
+    add('--bce-sum', action='store_true', help='sum it over the classes')
+    add('--bce-target-thresh', type=float, default=None, metavar='T', help='soft targets above it are 1, others 0')
+    add('--bce-pos-weight', type=float, default=None, metavar='W', help='weight of positive targets')
     add('--reprob', type=float, default=0., metavar='PCT', help='random erasing probability, drawn per view')
     add('--remode', default='pixel', help='random erasing mode: const, rand or pixel')
     add('--recount', type=int, default=1, help='random erasing count')
+    add('--resplit', action='store_true', help='erase nothing in the first view, or half of a plain batch')
     add('--mixup', type=float, default=0., metavar='ALPHA', help='mixup alpha; all views of an image share one draw')
     add('--cutmix', type=float, default=0., metavar='ALPHA', help='cutmix alpha')
     add('--cutmix-minmax', nargs='+', type=float, default=None, metavar='RATIO', help='cutmix box, overrides alpha')
@@ -149,6 +180,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     add('--smoothing', type=float, default=0.1, help='label smoothing')
     add('--train-interpolation', default='random', help='random, bilinear or bicubic')
     add('--drop', type=float, default=0.0, metavar='PCT', help='dropout rate')
+    add('--drop-connect', type=float, default=None, metavar='PCT', help='old name of --drop-path')
     add('--drop-path', type=float, default=None, metavar='PCT', help='drop path rate')
     add('--drop-block', type=float, default=None, metavar='PCT', help='drop block rate')
 
@@ -159,6 +191,7 @@ def _add_batch_norm(parser: argparse.ArgumentParser) -> None:
     add('--bn-eps', type=float, default=None, help='batch norm epsilon, where the model takes it')
     add('--sync-bn', action='store_true', help='statistics over all ranks, a branch at a time')
     add('--dist-bn', default='reduce', help='distribute running statistics after each epoch: broadcast, reduce or ""')
+    add('--split-bn', action='store_true', help="timm's batch norm a split of the batch")
 
 
 def _add_ema(parser: argparse.ArgumentParser) -> None:
@@ -172,12 +205,62 @@ def _add_ema(parser: argparse.ArgumentParser) -> None:
 def _add_miscellaneous(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Miscellaneous parameters').add_argument
     add('--seed', type=int, default=42, metavar='S', help='random seed')
+    add('--worker-seeding', default='all', help="seeding of plain training's workers: all or part")
     add('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
     add('--val-interval', type=int, default=1, metavar='N', help='epochs between validation and checkpoints')
+    add('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery checkpoints')
     add('--checkpoint-hist', type=int, default=10, metavar='N', help='number of best checkpoints to keep')
     add('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    add('--save-images', action='store_true', help="keep a picture of the batch at every log step")
     add('--pin-mem', action='store_true', help='pin CPU memory')
     add('--no-prefetcher', action='store_true', help="normalise in the workers, without timm's prefetcher")
     add('--output', default='', metavar='PATH', help='folder of runs (default: output/train)')
     add('--experiment', default='', metavar='NAME', help='name of the run (default: date, model, size)')
     add('--eval-metric', default='top1', help='what makes a branch and an epoch the best: top1, top5 or loss')
+    add('--tta', type=int, default=0, metavar='N', help='test-time augmentation factor')
+    add('--use-multi-epochs-loader', action='store_true', help='start the next epoch while one ends')
+    add('--log-wandb', action='store_true', help='log the summary to wandb')
+    add('--wandb-project', default=None, metavar='NAME', help='wandb project')
+    add('--wandb-tags', nargs='+', default=[], metavar='TAG', help='wandb tags')
+    add('--wandb-resume-id', default='', metavar='ID', help='wandb run to go on with')
+
+
+def _add_scheduled_sizes(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('Scheduled image size parameters').add_argument
+    add('--train-img-sizes', nargs='+', type=int, default=None, metavar='N', help='image sizes, one a batch')
+    add('--train-batch-sizes', nargs='+', type=int, default=None, metavar='N', help='batch size for each of them')
+    add('--train-size-probs', nargs='+', type=float, default=None, metavar='P', help='weight of each in the draw')
+    add('--train-size-schedule', default='constant', choices=('constant', 'progressive'),
+        help='progressive goes from the first size to the last')
+    add('--train-size-schedule-spread', type=float, default=0.65, metavar='S', help='spread of progressive, in sizes')
+    add('--train-size-random-mix', type=float, default=0.1, metavar='P', help='share of random sizes in progressive')
+    add('--train-batches-per-epoch', '--train-steps-per-epoch', type=int, default=None, metavar='N',
+        help='batches an epoch')
+    add('--variable-batch-loss-scale', default='none', choices=('none', 'sqrt', 'linear'),
+        help='scale gradients with the batch size')
+
+
+def _add_naflex(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('NaFlex parameters').add_argument
+    add('--naflex-loader', action='store_true', help='native aspect and resolution, for models that take patches')
+    add('--naflex-train-seq-lens', nargs='+', type=int, default=[128, 256, 576, 784, 1024], metavar='N',
+        help='sequence lengths of training')
+    add('--naflex-max-seq-len', type=int, default=576, metavar='N', help='sequence length of validation')
+    add('--naflex-patch-sizes', nargs='+', type=int, default=None, metavar='N', help='patch sizes of training')
+    add('--naflex-patch-size-probs', nargs='+', type=float, default=None, metavar='P', help='probability of each')
+    add('--naflex-loss-scale', default='linear', choices=('none', 'sqrt', 'linear'),
+        help='scale gradients with the batch size')
+    add('--naflex-patchify-channels-first', action='store_true', help='patches as channels, height, width')
+
+
+def _add_distillation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('Distillation from an external teacher').add_argument
+    add('--kd-model-name', default=None, metavar='MODEL', help="pretrained timm model that teaches, each branch too")
+    add('--kd-distill-type', default='logit', choices=('logit', 'feature', 'token'), help='what it teaches')
+    add('--kd-loss-type', default='kl', help='loss on its logits: kl')
+    add('--distill-loss-weight', type=float, default=None, metavar='W', help='weight of its loss')
+    add('--task-loss-weight', type=float, default=None, metavar='W', help='weight of the loss on targets')
+    add('--kd-temperature', type=float, default=4.0, metavar='T', help='temperature of both softmaxes')
+    add('--kd-student-feature-dim', type=int, default=None, metavar='N', help="features of the student")
+    add('--kd-teacher-feature-dim', type=int, default=None, metavar='N', help='features of the teacher')
+    add('--kd-token-distill-type', default='soft', choices=('soft', 'hard'), help='targets of the distillation token')

@@ -25,7 +25,7 @@ class RunProgress:
     """
 
     def __init__(self, num_epochs: int, num_updates: int, start_epoch: int = 0, enabled: bool = True):
-        self._num_epochs = num_epochs
+        self.num_epochs = num_epochs
         self._num_updates = num_updates
         self._start_epoch = start_epoch
         self._epoch = start_epoch
@@ -57,7 +57,7 @@ class RunProgress:
         if self._bar is not None:
             self._bar.start()
             self._bar.update(
-                self._task, completed=epoch * self._num_updates, description=f'epoch {epoch + 1}/{self._num_epochs}')
+                self._task, completed=epoch * self._num_updates, description=f'epoch {epoch + 1}/{self.num_epochs}')
 
     def on_update(self, update: int, terms: dict[str, float] | None, rate: float, lr: float) -> None:
         """Show one optimizer step; ``terms`` are the mean loss terms at log steps, ``rate`` is in images a second."""
@@ -67,7 +67,7 @@ class RunProgress:
                 self._bar.update(self._task, note=f"loss {terms['loss']:.3g}  lr {lr:.2e}  {rate:.0f} img/s")
         elif terms is not None and self._enabled:
             done = (self._epoch - self._start_epoch) * self._num_updates + update + 1
-            total = (self._num_epochs - self._start_epoch) * self._num_updates
+            total = (self.num_epochs - self._start_epoch) * self._num_updates
             seconds = (time.perf_counter() - self._start_time) * (total - done) / done
             _logger.info(
                 'Train: %d [%4d/%d (%3.0f%%)]  Loss: %#.3g  %.2f/s  LR: %.3e  ETA: %s', self._epoch, update,

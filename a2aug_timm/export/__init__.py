@@ -14,7 +14,7 @@ from timm.models._hub import save_config_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..branches import convert_multi_branch_bn, extract_branch, num_branches_of
+from ..branches import convert_multi_branch_bn, convert_multi_branch_norm, extract_branch, num_branches_of
 from ..checkpoint import atomic_write, load_weights, read_checkpoint
 
 
@@ -40,7 +40,7 @@ def model_config(
     return config
 
 
-def build_model(config: dict[str, Any], num_branches: int = 1) -> nn.Module:
+def build_model(config: dict[str, Any], num_branches: int = 1, norm: str = 'bn') -> nn.Module:
     """Build the model that ``model_config`` described, without its weights.
 
     Raises:
@@ -53,7 +53,9 @@ def build_model(config: dict[str, Any], num_branches: int = 1) -> nn.Module:
     model = timm.create_model(
         config['architecture'], pretrained_cfg=pretrained_cfg, num_classes=config['num_classes'],
         **config.get('model_args', {}))
-    return convert_multi_branch_bn(model, num_branches) if num_branches > 1 else model
+    if num_branches == 1:
+        return model
+    return (convert_multi_branch_norm if norm == 'all' else convert_multi_branch_bn)(model, num_branches)
 
 
 def export_branch(
@@ -132,7 +134,8 @@ def load_branches(checkpoint: dict[str, Any], source: str, use_ema: bool | None 
     run = checkpoint.get('a2aug')
     if run is None:
         raise ValueError(f"'{source}' is not a checkpoint of a2aug_timm's train.py")
-    model = build_model(run['config'], 1 if run['shared_bn'] else run['num_branches'])
+    num_branches = 1 if run['shared_bn'] else run['num_branches']
+    model = build_model(run['config'], num_branches, run.get('norm', 'bn'))
     load_weights(model, checkpoint, source, run['judged_ema'] if use_ema is None else use_ema)
     return model
 

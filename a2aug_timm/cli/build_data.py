@@ -1,0 +1,160 @@
+"""From arguments to images: data sets, policies, mixup, loaders."""
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.data import AugMixDataset, IterableImageDataset, Mixup, create_loader, create_transform
+from torch.utils.data import Dataset
+
+from ..datasets import create_dataset, is_stream, names_of_classes
+from ..mixup import CollateMixedViews, CollateMixup, MixupOfViews
+from ..policies import MultiPolicyRandAugment
+from ..views import MultiViewDataset, MultiViewStream, SkippingDataset, ViewTransform, collate_views
+from .build_model import model_dtype
+from .train_checks import is_mixed
+
+_logger = logging.getLogger(__name__)
+
+
+def build_datasets(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        num_classes: int,
+) -> tuple[Dataset, Dataset | None]:
+    """Training and validation images, the former ready to become N views of each where there are branches."""
+    mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
+    kwargs = dict(
+        class_map=args.class_map, download=args.dataset_download, batch_size=args.batch_size, input_img_mode=mode,
+        input_key=args.input_key, target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code)
+    images = create_dataset(
+        args.dataset, args.data_dir, args.train_split, is_training=True, seed=args.seed,
+        repeats=args.epoch_repeats, num_samples=args.train_num_samples, **kwargs)
+    names = names_of_classes(images)
+    if names and len(names) > num_classes:
+        raise ValueError(f'the data has {len(names)} classes, the model {num_classes}; give --num-classes')
+    eval_set = None
+    if args.val_split:
+        eval_set = create_dataset(
+            args.dataset, args.data_dir, args.val_split, class_names=names, num_samples=args.val_num_samples, **kwargs)
+        eval_set = eval_set if is_stream(eval_set) else SkippingDataset(eval_set, mode)
+    if args.a2aug_branches == 1:
+        return images if is_stream(images) else SkippingDataset(images, mode), eval_set
+    rank_seed = f'{args.seed}/{args.rank}'
+    if is_stream(images):
+        return MultiViewStream(images, rank_seed), eval_set
+    # Where an image comes more than once in an epoch, it may come to several ranks.
+    repeats = bool(args.aug_repeats or args.train_batches_per_epoch)
+    return MultiViewDataset(images, mode, rank_seed if repeats else args.seed, repeats), eval_set
+
+
+def build_loaders(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        device: torch.device,
+        train_set: Dataset,
+        eval_set: Dataset | None,
+        collate: Callable | None,
+) -> tuple[Any, Any]:
+    """timm's loaders; with branches, view-major batches and no augmentation beside the policies'."""
+    common = dict(
+        input_size=data_config['input_size'], mean=data_config['mean'], std=data_config['std'],
+        num_workers=args.workers, pin_memory=args.pin_mem, device=device, distributed=args.distributed,
+        use_prefetcher=not args.no_prefetcher, img_dtype=model_dtype(args) or torch.float32)
+    transform = _transform_settings(args, data_config)
+    is_joint = args.a2aug_branches > 1
+    is_scheduled = args.train_img_sizes is not None
+    loader = create_loader(
+        AugMixDataset(train_set, num_splits=args.aug_splits) if args.aug_splits else train_set,
+        batch_size=args.batch_size,
+        is_training=True,
+        # timm refuses splits of scheduled sizes, whose transforms _use_policies() replaces.
+        num_aug_splits=args.aug_splits or (args.a2aug_branches if is_joint and not is_scheduled else 0),
+        num_aug_repeats=args.aug_repeats,
+        re_split=args.resplit,
+        worker_seeding=args.worker_seeding,
+        use_multi_epochs_loader=args.use_multi_epochs_loader,
+        collate_fn=collate,
+        input_size_choices=args.train_img_sizes,
+        batch_size_choices=args.train_batch_sizes,
+        batch_choice_weights=args.train_size_probs,
+        batch_choice_seed=args.seed,
+        batch_choice_schedule=args.train_size_schedule,
+        batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
+        batch_schedule_spread=args.train_size_schedule_spread,
+        batch_schedule_random_mix=args.train_size_random_mix,
+        num_batches=args.train_batches_per_epoch,
+        **transform,
+        **common,
+    )
+    if not len(loader):
+        raise ValueError(f'--batch-size {args.batch_size} on {args.world_size} device(s) is more than the '
+                         f'{len(train_set)} training images')
+    if is_joint:
+        _use_policies(args, data_config, train_set, loader, transform)
+    eval_loader = None
+    if eval_set is not None:
+        if args.distributed and isinstance(eval_set, IterableImageDataset):
+            common['num_workers'] = min(2, args.workers)  # each worker of each rank pads its share of a stream
+        eval_loader = create_loader(
+            eval_set, batch_size=args.validation_batch_size or args.batch_size,
+            interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
+            crop_mode=data_config['crop_mode'], **common)
+    return loader, eval_loader
+
+
+def _transform_settings(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
+    """How a training image becomes a tensor, in the words that timm's loader and its transforms share."""
+    is_joint = args.a2aug_branches > 1
+    interpolation = args.train_interpolation
+    if args.no_aug or not interpolation:
+        interpolation = data_config['interpolation']
+    return dict(
+        no_aug=args.no_aug, train_crop_mode=args.train_crop_mode, scale=args.scale, ratio=args.ratio,
+        hflip=args.hflip, vflip=args.vflip, color_jitter=None if is_joint else args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob, grayscale_prob=args.grayscale_prob,
+        gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=None if is_joint else args.aa,
+        interpolation=interpolation, re_prob=args.reprob, re_mode=args.remode, re_count=args.recount)
+
+
+def _use_policies(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        train_set: MultiViewDataset | MultiViewStream,
+        loader: Any,
+        transform: dict[str, Any],
+) -> None:
+    """Put the policies between the stages of timm's transforms, for each image size that is trained."""
+    def views(size: Sequence[int], stages: Sequence[Callable]) -> ViewTransform:
+        policies = MultiPolicyRandAugment(
+            args.a2aug_policies, size, mean=data_config['mean'], interpolation=args.train_interpolation,
+            color_jitter=args.color_jitter)
+        return ViewTransform(stages, policies, args.a2aug_independent_crops)
+
+    if args.train_img_sizes is None:
+        train_set.transform = views(data_config['input_size'][-2:], train_set.transform)
+    else:
+        common = dict(is_training=True, separate=True, mean=data_config['mean'], std=data_config['std'],
+                      use_prefetcher=not args.no_prefetcher)
+        loader.dataset.transforms = tuple(
+            views((size, size), create_transform(size, **common, **transform)) for size in args.train_img_sizes)
+        if args.resplit:
+            loader.random_erasing.num_splits = args.a2aug_branches
+    if isinstance(train_set, MultiViewStream):
+        train_set.dataset.set_loader_cfg(num_workers=args.workers)
+    _logger.info('Policies: %s', ' '.join(args.a2aug_policies))
+
+
+def build_mixup(args: argparse.Namespace, num_classes: int) -> tuple[Callable | None, Callable | None]:
+    """What collates a batch (None is timm's choice), and what mixes it on its device where the collate does not."""
+    is_joint = args.a2aug_branches > 1
+    if not is_mixed(args):
+        return collate_views if is_joint else None, None
+    kwargs = dict(
+        mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
+        num_classes=num_classes)
+    if not args.no_prefetcher:
+        return (CollateMixedViews if is_joint else CollateMixup)(**kwargs), None
+    return (collate_views, MixupOfViews(args.a2aug_branches, **kwargs)) if is_joint else (None, Mixup(**kwargs))

@@ -1,0 +1,125 @@
+"""From arguments to a device and a model with branches on it."""
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm import utils
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from torch import nn
+
+from ..branches import convert_multi_branch_bn, convert_multi_branch_norm
+from ..checkpoint import check_weights, load_weights, read_checkpoint, state_dict_of
+
+_logger = logging.getLogger(__name__)
+
+
+def init_device(args: argparse.Namespace) -> torch.device:
+    """Join the other ranks, take this rank's device and seed it."""
+    device = utils.init_distributed_device(args)
+    if device.type == 'cuda':
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    utils.random_seed(args.seed, args.rank)
+    if args.fuser:
+        utils.set_jit_fuser(args.fuser)
+    if args.fast_norm:
+        set_fast_norm()
+    _logger.info('Rank %d of %d on %s', args.rank, args.world_size, device)
+    return device
+
+
+def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, device: torch.device) -> nn.Module:
+    """Pretrained weights, then branches, then SyncBatchNorm: the order in which each sees what it needs."""
+    is_fresh = checkpoint is None
+    model = _create_model(args, is_fresh)
+    initial = _read_initial(args) if args.initial_checkpoint and is_fresh else None
+    # Plain weights start all branches; those of a multi-branch run are a branch's own.
+    has_branches = initial is not None and _num_branches(initial) > 1
+    if initial is not None and not has_branches:
+        load_weights(model, initial, args.initial_checkpoint, use_ema=None)
+    _init_head(args, model)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    if args.a2aug_branches > 1 and not args.a2aug_shared_bn:
+        convert = convert_multi_branch_norm if args.a2aug_norm == 'all' else convert_multi_branch_bn
+        model = convert(model, args.a2aug_branches)
+    if args.split_bn:
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    if has_branches:
+        load_weights(model, initial, args.initial_checkpoint, use_ema=None)
+    if not is_fresh:
+        check_weights(model, state_dict_of(checkpoint), args.resume)
+    model.to(device=device, dtype=model_dtype(args))
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return convert_sync_batchnorm(model) if args.distributed and args.sync_bn else model
+
+
+def model_dtype(args: argparse.Namespace) -> torch.dtype | None:
+    """Dtype of weights and images where ``--model-dtype`` sets it."""
+    return getattr(torch, args.model_dtype) if args.model_dtype else None
+
+
+def _create_model(args: argparse.Namespace, is_fresh: bool) -> nn.Module:
+    overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path and is_fresh else None
+    try:
+        model = timm.create_model(
+            args.model,
+            pretrained=bool(args.pretrained or args.pretrained_path) and is_fresh,
+            pretrained_cfg_overlay=overlay,
+            in_chans=args.in_chans or (args.input_size[0] if args.input_size else None),
+            num_classes=args.num_classes,
+            drop_rate=args.drop,
+            drop_path_rate=args.drop_path,
+            drop_block_rate=args.drop_block,
+            global_pool=args.gp,
+            bn_momentum=args.bn_momentum,
+            bn_eps=args.bn_eps,
+            scriptable=args.torchscript or None,
+            **args.model_kwargs,
+        )
+    except TypeError as error:  # an argument that this architecture does not take
+        raise ValueError(f'{args.model}: {error}') from error
+    if overlay is not None:
+        _check_pretrained(args.pretrained_path, model)
+    return model
+
+
+def _init_head(args: argparse.Namespace, model: nn.Module) -> None:
+    if args.head_init_scale is None and args.head_init_bias is None:
+        return
+    head = model.get_classifier()
+    if not isinstance(getattr(head, 'weight', None), nn.Parameter):
+        raise ValueError(f'--head-init-scale and --head-init-bias need one classifier layer; {args.model} has a '
+                         f'{type(head).__name__}')
+    with torch.no_grad():
+        if args.head_init_scale is not None:
+            head.weight.mul_(args.head_init_scale)
+            if head.bias is not None:
+                head.bias.mul_(args.head_init_scale)
+        if args.head_init_bias is not None:
+            if head.bias is None:
+                raise ValueError(f'--head-init-bias: the classifier of {args.model} has no bias')
+            head.bias.fill_(args.head_init_bias)
+
+
+def _read_initial(args: argparse.Namespace) -> dict[str, Any]:
+    path = Path(args.initial_checkpoint)
+    return read_checkpoint(path / 'model.safetensors' if path.is_dir() else path)
+
+
+def _num_branches(checkpoint: dict[str, Any]) -> int:
+    run = checkpoint.get('a2aug', {})
+    return 1 if run.get('shared_bn') else run.get('num_branches', 1)
+
+
+def _check_pretrained(path: str, model: nn.Module) -> None:
+    """timm adapts head and stem and so takes any file; refuse what it would take nothing or the wrong things of."""
+    checkpoint = read_checkpoint(path)
+    if _num_branches(checkpoint) > 1:
+        raise ValueError(f"'{path}' holds {_num_branches(checkpoint)} branches; export one of them first")
+    if not state_dict_of(checkpoint, use_ema=None).keys() & model.state_dict().keys():
+        raise ValueError(f"'{path}' holds no weights of {type(model).__name__}")

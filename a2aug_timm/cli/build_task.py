@@ -1,0 +1,152 @@
+"""From arguments to what trains a model: task, optimizer, schedule, mixed precision, compilation."""
+import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from timm import utils
+from timm.loss import create_classification_loss
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import (
+    ClassificationTask,
+    DistillationTeacher,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    TokenDistillationTask,
+    TrainingTask,
+)
+from torch import nn
+
+from ..task import A2AugDistillationTask, A2AugTask
+from .build_model import model_dtype
+from .train_checks import is_mixed
+
+
+def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device) -> TrainingTask:
+    """timm's classification or distillation, or A²-Aug's joint training, with an EMA if it is asked for."""
+    criterion = _create_loss(args).to(device)
+    common = dict(device=device, dtype=model_dtype(args), verbose=utils.is_primary(args))
+    if args.torchscript:
+        model = torch.jit.script(model)
+    if args.a2aug_branches > 1:
+        task = _a2aug_task(args, model, criterion, common)
+    elif args.kd_model_name:
+        task = _distillation_task(args, model, criterion, common)
+    else:
+        task = ClassificationTask(model, criterion, **common)
+    if args.model_ema:
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
+                       device='cpu' if args.model_ema_force_cpu else None)
+    return task
+
+
+def _create_loss(args: argparse.Namespace) -> nn.Module:
+    if args.jsd_loss:
+        return create_classification_loss('jsd', jsd_splits=args.aug_splits, smoothing=args.smoothing)
+    return create_classification_loss(
+        'bce' if args.bce_loss else 'ce', smoothing=args.smoothing, soft_targets=is_mixed(args),
+        bce_sum=args.bce_sum, bce_target_thresh=args.bce_target_thresh, pos_weight=args.bce_pos_weight)
+
+
+def _a2aug_task(
+        args: argparse.Namespace,
+        model: nn.Module,
+        criterion: nn.Module,
+        common: dict[str, Any],
+) -> A2AugTask:
+    loss_kwargs = dict(
+        ensemble=args.a2aug_ensemble, ensemble_weight=args.a2aug_ensemble_weight, kl_weight=args.a2aug_kl_weight,
+        logit_norm=not args.a2aug_no_logit_norm, logit_scale=args.a2aug_logit_scale,
+        reduction=args.a2aug_loss_reduction)
+    if not args.kd_model_name:
+        return A2AugTask(model, criterion, args.a2aug_branches, loss_kwargs=loss_kwargs, **common)
+    teacher = DistillationTeacher(
+        args.kd_model_name, model.num_classes, model.in_chans, device=common['device'], dtype=common['dtype'])
+    return A2AugDistillationTask(
+        model, teacher, criterion, args.a2aug_branches, temperature=args.kd_temperature,
+        distill_loss_weight=args.distill_loss_weight, task_loss_weight=args.task_loss_weight, loss_kwargs=loss_kwargs,
+        **common)
+
+
+def _distillation_task(
+        args: argparse.Namespace,
+        model: nn.Module,
+        criterion: nn.Module,
+        common: dict[str, Any],
+) -> TrainingTask:
+    common = dict(
+        student_model=model, teacher_model=args.kd_model_name, criterion=criterion,
+        distill_loss_weight=args.distill_loss_weight, task_loss_weight=args.task_loss_weight, **common)
+    if args.kd_distill_type == 'logit':
+        return LogitDistillationTask(loss_type=args.kd_loss_type, temperature=args.kd_temperature, **common)
+    if args.kd_distill_type == 'token':
+        return TokenDistillationTask(
+            distill_type=args.kd_token_distill_type, temperature=args.kd_temperature, **common)
+    return FeatureDistillationTask(
+        student_feature_dim=args.kd_student_feature_dim, teacher_feature_dim=args.kd_teacher_feature_dim, **common)
+
+
+def compile_task(args: argparse.Namespace, task: TrainingTask) -> None:
+    """Compile what computes, before DDP wraps it, if ``--torchcompile`` asks for it."""
+    if not args.torchcompile:
+        return
+    task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+    task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+
+
+def build_optimizer(
+        args: argparse.Namespace,
+        task: TrainingTask,
+        loader: Any,
+) -> tuple[torch.optim.Optimizer, Any, int]:
+    """Optimizer, schedule and number of epochs; the learning rate scales with images, not with views."""
+    if not args.lr:
+        ratio = mean_batch_size(args, loader) * args.world_size * args.grad_accum_steps / args.lr_base_size
+        if not args.lr_base_scale:
+            args.lr_base_scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
+        args.lr = args.lr_base * (ratio ** 0.5 if args.lr_base_scale == 'sqrt' else ratio)
+    optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    lr_scheduler, num_epochs = create_scheduler_v2(
+        optimizer, **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
+        updates_per_epoch=-(-len(loader) // args.grad_accum_steps))
+    return optimizer, lr_scheduler, num_epochs
+
+
+def mean_batch_size(args: argparse.Namespace, loader: Any) -> float:
+    """Images of a mean batch, which ``--train-batch-sizes`` may vary."""
+    return loader.batch_sampler.average_batch_size if args.train_img_sizes else args.batch_size
+
+
+def build_loss_scale(args: argparse.Namespace, loader: Any) -> Callable[[int], float] | None:
+    """Weight of a batch's gradient by its number of images, where batches vary and ``…-loss-scale`` asks for it."""
+    if args.variable_batch_loss_scale == 'none':
+        return None
+    reference = mean_batch_size(args, loader)
+    power = {'sqrt': 0.5, 'linear': 1.}[args.variable_batch_loss_scale]
+    return lambda batch_size: (batch_size / reference) ** power
+
+
+def start_schedule(
+        args: argparse.Namespace,
+        lr_scheduler: Any,
+        start_epoch: int,
+        num_updates: int,
+        metric: float | None,
+) -> None:
+    """Move the schedule to the first epoch that is trained."""
+    if lr_scheduler is not None and start_epoch > 0:
+        lr_scheduler.step(start_epoch, metric)
+        if args.sched_on_updates:
+            lr_scheduler.step_update(start_epoch * num_updates)
+
+
+def build_amp(args: argparse.Namespace, device: torch.device) -> tuple[Callable, Any]:
+    """Autocast of the forward pass, and the loss scaler that float16 on a GPU needs."""
+    if not args.amp:
+        return nullcontext, None
+    autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
+    is_scaled = device.type == 'cuda' and args.amp_dtype == 'float16'
+    return autocast, utils.NativeScaler(device=device.type) if is_scaled else None

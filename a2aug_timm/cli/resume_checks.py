@@ -1,0 +1,55 @@
+"""What a run that is resumed takes from its checkpoint, and what may not contradict it."""
+import argparse
+from typing import Any
+
+from ..policies import sample_policies
+from .checks import flag
+
+# What a checkpoint fixes: another value is another run.
+_FIXED_BY_CHECKPOINT = (
+    'model', 'num_classes', 'in_chans', 'gp', 'model_kwargs', 'eval_metric', 'a2aug_branches', 'a2aug_policies',
+    'a2aug_norm', 'a2aug_shared_bn', 'a2aug_ensemble', 'split_bn')
+# What belongs to one invocation rather than to the run.
+NOT_OF_THE_RUN = {
+    'data', 'local_rank', 'resume', 'no_resume_opt', 'start_epoch', 'device', 'pretrained', 'pretrained_path',
+    'initial_checkpoint'}
+
+
+def adopt_run(args: argparse.Namespace, explicit: set[str], checkpoint: dict[str, Any]) -> None:
+    """Take the arguments of a run that is resumed, but for those that the command line sets.
+
+    Raises:
+        ValueError: The command line contradicts what the checkpoint fixes.
+    """
+    if 'a2aug' not in checkpoint:  # a checkpoint of timm's own script knows its architecture alone
+        if args.a2aug_branches > 1:
+            raise ValueError(f"'{args.resume}' holds a plain run; start from its weights with --initial-checkpoint")
+        _check_fixed(args, explicit, {'model': checkpoint.get('arch', args.model)})
+        return
+    saved = checkpoint['args']
+    _check_fixed(args, explicit, saved)
+    if 'opt' in explicit and saved['opt'] != args.opt and not args.no_resume_opt:
+        raise ValueError(f"--opt {args.opt} cannot take over the state of {saved['opt']}; add --no-resume-opt")
+    for name, value in saved.items():
+        if name not in explicit and name not in NOT_OF_THE_RUN and hasattr(args, name):
+            setattr(args, name, value)
+    if saved['lr_base_scale'] and 'lr' not in explicit:
+        args.lr = None  # it was computed from --lr-base, and is again
+    samples = explicit & {'a2aug_seed', 'a2aug_num_layers', 'a2aug_magnitudes'} and 'a2aug_policies' not in explicit
+    if samples and saved['a2aug_policies']:
+        seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
+        policies = sample_policies(args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)
+        if policies != saved['a2aug_policies']:
+            raise ValueError(f"the search space flags sample {_shown(policies)}, which contradicts the checkpoint's "
+                             f"{_shown(saved['a2aug_policies'])}")
+
+
+def _check_fixed(args: argparse.Namespace, explicit: set[str], saved: dict[str, Any]) -> None:
+    for name in _FIXED_BY_CHECKPOINT:
+        if name in explicit and name in saved and getattr(args, name) != saved[name]:
+            raise ValueError(f"{flag(name)} {_shown(getattr(args, name))} contradicts the checkpoint, which has "
+                             f"{_shown(saved[name])}")
+
+
+def _shown(value: Any) -> str:
+    return ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,194 @@
+"""What train.py refuses before any work: contradictions, what would be ignored, what branches cannot have."""
+import argparse
+import importlib
+import importlib.util
+import os
+from typing import Any
+
+from timm.optim import list_optimizers
+
+from ..policies import check_policies, parse_policy, sample_policies
+from .branch_flags import REFUSED
+from .checks import check_common, check_model, flag
+
+# Flags that do nothing without another.
+_NEEDED = {
+    'bce_loss': ('bce_sum', 'bce_target_thresh', 'bce_pos_weight'),
+    'train_img_sizes': (
+        'train_batch_sizes', 'train_size_probs', 'train_size_schedule', 'train_size_schedule_spread',
+        'train_size_random_mix', 'train_batches_per_epoch', 'variable_batch_loss_scale'),
+    'naflex_loader': (
+        'naflex_train_seq_lens', 'naflex_max_seq_len', 'naflex_patch_sizes', 'naflex_patch_size_probs',
+        'naflex_loss_scale', 'naflex_patchify_channels_first'),
+    'kd_model_name': (
+        'kd_distill_type', 'kd_loss_type', 'distill_loss_weight', 'task_loss_weight', 'kd_temperature',
+        'kd_student_feature_dim', 'kd_teacher_feature_dim', 'kd_token_distill_type'),
+    'layer_decay': ('layer_decay_min_scale', 'layer_decay_no_opt_scale'),
+    'torchcompile': ('torchcompile_mode',),
+    'log_wandb': ('wandb_project', 'wandb_tags', 'wandb_resume_id'),
+    'aug_splits': ('jsd_loss',),
+    'reprob': ('resplit',),
+}
+# Pairs that exclude each other.
+_EXCLUSIVE = (
+    ('torchscript', 'torchcompile'), ('torchscript', 'sync_bn'), ('split_bn', 'sync_bn'), ('aug_splits', 'no_aug'),
+    ('naflex_loader', 'train_img_sizes'), ('naflex_loader', 'use_multi_epochs_loader'), ('naflex_loader', 'aug_splits'),
+    ('train_img_sizes', 'use_multi_epochs_loader'), ('train_img_sizes', 'aug_splits'), ('resplit', 'no_prefetcher'),
+    ('drop_connect', 'drop_path'), ('jsd_loss', 'bce_loss'), ('naflex_loader', 'torchscript'))
+# Which kinds of data set a flag can reach.
+_STREAMS = ('wds', 'tfds', 'hfids')
+_DATASETS = {
+    'train_num_samples': _STREAMS, 'val_num_samples': _STREAMS, 'epoch_repeats': _STREAMS,
+    'input_key': (*_STREAMS, 'hfds'), 'target_key': (*_STREAMS, 'hfds'),
+    'dataset_trust_remote_code': ('hfds', 'hfids')}
+
+
+def check_train(args: argparse.Namespace, explicit: set[str], defaults: dict[str, Any]) -> None:
+    """All that train.py refuses before any work; fills in the policies. Raises ``ValueError``."""
+    _import_device_modules(args)
+    check_common(args, explicit)
+    changed = {name for name, value in vars(args).items() if name in defaults and value != defaults[name]}
+    _check_optimizer(args)
+    for name in ('pretrained_path', 'initial_checkpoint'):
+        path = getattr(args, name)
+        if path and not os.path.exists(path):
+            raise ValueError(f"there is no checkpoint '{path}' ({flag(name)})")
+    if args.sync_bn and args.device == 'cpu':
+        raise ValueError('--sync-bn needs a GPU; batch norm cannot be synchronised on the CPU')
+    if args.a2aug_branches < 1:
+        raise ValueError(f'--a2aug-branches must be at least 1, got {args.a2aug_branches}')
+    if args.aa:
+        parse_policy(args.aa)
+    if args.a2aug_branches > 1:
+        _check_branch_flags(args, changed)
+    _check_together(args, changed)
+    _check_mixup(args, changed)
+    _check_loading(args, changed)
+    _check_surroundings(args)
+    if args.a2aug_branches == 1:
+        _refuse_branch_flags(args, changed)
+    else:
+        args.a2aug_policies = _resolve_policies(args, changed)
+    if args.drop_connect is not None:
+        args.drop_path, args.drop_connect = args.drop_connect, None
+
+
+def is_mixed(args: argparse.Namespace) -> bool:
+    """Whether mixup or cutmix is on."""
+    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+
+
+def _import_device_modules(args: argparse.Namespace) -> None:
+    for name in args.device_modules or ():
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"--device-modules: cannot import '{name}': {error}") from error
+
+
+def _check_optimizer(args: argparse.Namespace) -> None:
+    if args.opt.lower() not in list_optimizers():
+        raise ValueError(f"timm has no optimizer '{args.opt}'")
+    if args.sched == 'plateau' and args.sched_on_updates:
+        raise ValueError('--sched plateau steps on epochs; leave --sched-on-updates out')
+
+
+def _check_together(args: argparse.Namespace, changed: set[str]) -> None:
+    for needed, names in _NEEDED.items():
+        for name in names:
+            if name in changed and needed not in changed:
+                raise ValueError(f'{flag(name)} has no effect without {flag(needed)}')
+    for pair in _EXCLUSIVE:
+        if changed.issuperset(pair):
+            raise ValueError(f'{flag(pair[0])} and {flag(pair[1])} do not go together; leave one of them out')
+    if args.aug_splits == 1:
+        raise ValueError('--aug-splits 1 splits nothing; give 2 or more')
+    if args.split_bn and not (args.aug_splits or args.resplit):
+        raise ValueError('--split-bn needs a batch that is split, by --aug-splits or --resplit')
+    if args.amp and args.model_dtype not in (None, 'float32'):
+        raise ValueError(f'--amp needs float32 weights; leave --model-dtype {args.model_dtype} out')
+    if args.wandb_resume_id and not args.resume:
+        raise ValueError('--wandb-resume-id goes on with a run; give its checkpoint with --resume')
+
+
+def _check_mixup(args: argparse.Namespace, changed: set[str]) -> None:
+    if not is_mixed(args):
+        for name in ('mixup_prob', 'mixup_switch_prob', 'mixup_mode', 'mixup_off_epoch'):
+            if name in changed:
+                raise ValueError(f'{flag(name)} has no effect without --mixup, --cutmix or --cutmix-minmax')
+        return
+    for size in args.train_batch_sizes or [args.batch_size]:
+        if size % 2:
+            raise ValueError(f'mixup pairs images: --batch-size must be even, got {size}')
+    if args.mixup_mode == 'half' and args.no_prefetcher:
+        raise ValueError('--mixup-mode half mixes while collating; leave --no-prefetcher out')
+    if args.jsd_loss:
+        raise ValueError('--jsd-loss takes class indices; leave mixup and cutmix out')
+    if args.aug_splits and not args.no_prefetcher:
+        raise ValueError('mixup of --aug-splits needs --no-prefetcher')
+
+
+def _check_loading(args: argparse.Namespace, changed: set[str]) -> None:
+    kind = args.dataset.split('/')[0].lower()
+    for name, kinds in _DATASETS.items():
+        if name in changed and kind not in kinds:
+            raise ValueError(f"{flag(name)} is for {', '.join(f'{one}/' for one in kinds)} data sets")
+    if kind in _STREAMS and args.train_img_sizes:
+        raise ValueError(f'--train-img-sizes needs images in any order, which --dataset {args.dataset} does not give')
+    sizes = args.train_img_sizes or ()
+    for name in ('train_batch_sizes', 'train_size_probs'):
+        if name in changed and len(getattr(args, name)) != len(sizes):
+            raise ValueError(f'{flag(name)} takes a value for each of the {len(sizes)} --train-img-sizes, got '
+                             f'{len(getattr(args, name))}')
+    if args.aug_repeats and (kind in _STREAMS or int(os.environ.get('WORLD_SIZE', 1)) == 1):
+        raise ValueError('--aug-repeats spreads the draws of an image over several processes; start them with '
+                         'distributed_train.sh, on a data set that is no stream')
+    if args.tta > 1:
+        raise ValueError("--tta averages the outputs of repeated images, and timm's loaders repeat none; leave it out")
+
+
+def _check_surroundings(args: argparse.Namespace) -> None:
+    if args.log_wandb and importlib.util.find_spec('wandb') is None:
+        raise ValueError('--log-wandb needs wandb: pip install wandb')
+    if args.kd_model_name:
+        check_model(args.kd_model_name)
+
+
+def _refuse_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
+    if args.a2aug_policies:
+        raise ValueError(f'{len(args.a2aug_policies)} policies need --a2aug-branches {len(args.a2aug_policies)}; '
+                         'plain training takes one policy with --aa')
+    for name in sorted(changed):
+        if name.startswith('a2aug_'):
+            raise ValueError(f'{flag(name)} needs --a2aug-branches 2 or more')
+
+
+def _check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
+    for name, instead in REFUSED.items():
+        is_3_augment = name.startswith('color') and any('3a' in policy for policy in args.a2aug_policies or ())
+        if name in changed and not is_3_augment:
+            raise ValueError(f'{flag(name)} contradicts --a2aug-branches {args.a2aug_branches}; {instead}')
+    if args.a2aug_no_logit_norm and 'a2aug_logit_scale' in changed:
+        raise ValueError('--a2aug-logit-scale has no effect with --a2aug-no-logit-norm')
+    if args.a2aug_ensemble == 'average' and 'a2aug_ensemble_weight' in changed:
+        raise ValueError('--a2aug-ensemble-weight has no effect with --a2aug-ensemble average, which has nothing to '
+                         'learn')
+    if args.a2aug_shared_bn and 'a2aug_norm' in changed:
+        raise ValueError('--a2aug-norm has no effect with --a2aug-shared-bn')
+
+
+def _resolve_policies(args: argparse.Namespace, changed: set[str]) -> list[str]:
+    # The seed that sampled them stays with the policies, so that args.yaml can be given as a config file.
+    seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
+    policies = args.a2aug_policies
+    if policies is None:
+        args.a2aug_seed = seed
+        return sample_policies(args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)
+    if len(policies) != args.a2aug_branches:
+        raise ValueError(f'--a2aug-branches {args.a2aug_branches} needs as many policies, got {len(policies)}')
+    check_policies(policies)
+    for name in ('a2aug_seed', 'a2aug_num_layers', 'a2aug_magnitudes'):
+        if name in changed and policies != sample_policies(
+                args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes):
+            raise ValueError(f'{flag(name)} samples policies, but --a2aug-policies names them')
+    return policies
