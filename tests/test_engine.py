@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from timm.task import ClassificationTask
 from torch import nn
 
-from a2aug_timm.engine import Averages, Hooks, OptimizerStep, evaluate, train_one_epoch
+from a2aug_timm.engine import Hooks, OptimizerStep, evaluate, train_one_epoch
+from a2aug_timm.meters import Averages
 
 CPU = torch.device('cpu')
 
