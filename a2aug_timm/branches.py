@@ -7,6 +7,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from timm.utils import unwrap_model
 from torch import nn
+from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -237,6 +238,8 @@ def branch_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """
     if num_branches_of(model) == 1:
         return _logits(model(images)).unsqueeze(0)
+    if isinstance(model, OptimizedModule):
+        torch._dynamo.maybe_mark_dynamic(images, 0)  # a last batch of another size is no reason to compile again
     logits = []
     for branch in range(num_branches_of(model)):
         with select_branch(model, branch):

@@ -1,11 +1,21 @@
 """Task: μ in optimizer, EMA, clipping and checkpoints; two ranks agree on it."""
+import copy
+import re
+
+import pytest
+import timm
 import torch
 import torch.multiprocessing as mp
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
+from timm.task import DistillationTeacher, LogitDistillationTask
 from torch import distributed as dist
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from a2aug_timm import A2AugLoss, A2AugTask, convert_multi_branch_bn
+from a2aug_timm import A2AugLoss, A2AugTask, convert_multi_branch_bn, select_branch
+from a2aug_timm.branches import branch_logits
+from a2aug_timm.task import A2AugDistillationTask
 
 N, B = 2, 4
 
@@ -99,3 +109,74 @@ def test_two_ranks_train_to_the_same_mu_by_the_mean_of_their_gradients(tmp_path)
                 other -= 0.5 * mean
     torch.testing.assert_close(torch.tensor(results[0][0]), replicas[0].mu())
     assert abs(results[0][0][0] - 0.5) > 1e-3
+
+
+def test_a_compiled_task_is_one_graph_with_the_loss_and_compiles_once_a_branch_for_eval():
+    torch._dynamo.reset()
+    eager = build()
+    task = build()
+    count = CompileCounterWithBackend('eager')
+    task.compile(backend=count, fullgraph=True)
+    images, target = batch()
+    for _ in range(2):
+        expected, terms = (one(images, target) for one in (eager, task))
+        for one in (expected, terms):
+            one['loss'].backward()
+        for name, value in expected.items():
+            torch.testing.assert_close(terms[name], value)
+    for one, other in zip(eager.parameters(), task.trainable_module.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert count.frame_count == 1
+    assert task.get_checkpoint_state()['state_dict'].keys() == eager.get_checkpoint_state()['state_dict'].keys()
+
+    eager, compiled = eager.get_eval_model().eval(), task.get_eval_model().eval()
+    with torch.inference_mode():
+        for some in (images, images, images[:5]):
+            torch.testing.assert_close(branch_logits(compiled, some), branch_logits(eager, some))
+    assert count.frame_count == 1 + N
+
+
+@pytest.mark.parametrize('weights', [{}, {'task_loss_weight': 0.3}, {'distill_loss_weight': 2.}])
+@pytest.mark.parametrize('reduction', ['sum', 'mean'])
+def test_an_external_teacher_adds_timms_distillation_to_each_branch(weights, reduction):
+    task = build(reduction=reduction)
+    model = task.get_eval_model()
+    model.pretrained_cfg = {'mean': (0.3,), 'std': (0.2,)}
+    teacher = DistillationTeacher(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
+    teacher.mean_kd, teacher.std_kd = torch.full((2, 1, 1, 1, 1), 0.5)
+    joint = A2AugDistillationTask(
+        model, teacher, nn.CrossEntropyLoss(), N, temperature=3., loss_kwargs={'reduction': reduction}, **weights)
+    images, target = batch()
+    terms = joint(images, target)
+
+    kd = []
+    for branch, view in enumerate(images.chunk(N)):
+        alone = LogitDistillationTask(
+            model, teacher, nn.CrossEntropyLoss(), temperature=3., verbose=False, **weights)
+        with select_branch(model, branch):
+            kd.append(alone(view, target)['kd_loss'])
+    kd = torch.stack(kd)
+    torch.testing.assert_close(terms['kd'], kd)
+    expected = alone.task_loss_weight * task(images, target)['loss'] + alone.distill_loss_weight * getattr(
+        kd, reduction)()
+    torch.testing.assert_close(terms['loss'], expected)
+    terms['loss'].backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in joint.trainable_module.parameters())
+    assert not joint.train().teacher.training
+
+
+def test_layer_decay_gives_a_branch_the_layer_of_the_norm_that_it_replaces():
+    plain = timm.create_model('test_resnet', num_classes=3)
+    model = convert_multi_branch_bn(copy.deepcopy(plain), N)
+    task = A2AugTask(model, nn.CrossEntropyLoss(), N, verbose=False)
+    layers = group_parameters(plain, plain.group_matcher(), reverse=True)
+    own = group_parameters(task.trainable_module, task.trainable_module.group_matcher(), reverse=True)
+    assert own['loss.mu_logits'] == layers['fc.weight'] == max(layers.values())
+    for name, layer in own.items():
+        if name != 'loss.mu_logits':
+            assert layer == layers[re.sub(r'branches\.\d+\.', '', name.removeprefix('model.'))]
+    optimizer = create_optimizer_v2(task.trainable_module, 'sgd', lr=1., layer_decay=0.5, weight_decay=0.1)
+    first = {id(p) for p in model.bn1.parameters()}
+    scales = {group['lr_scale'] for group in optimizer.param_groups if first & {id(p) for p in group['params']}}
+    assert scales == {min(group['lr_scale'] for group in optimizer.param_groups)}

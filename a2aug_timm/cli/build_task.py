@@ -25,16 +25,22 @@ from .build_model import model_dtype
 from .train_checks import is_mixed
 
 
-def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device) -> TrainingTask:
+def build_task(
+        args: argparse.Namespace,
+        model: nn.Module,
+        data_config: dict[str, Any],
+        device: torch.device,
+) -> TrainingTask:
     """timm's classification or distillation, or A²-Aug's joint training, with an EMA if it is asked for."""
     criterion = _create_loss(args).to(device)
     common = dict(device=device, dtype=model_dtype(args), verbose=utils.is_primary(args))
+    teacher = _create_teacher(args, model, data_config, device) if args.kd_model_name else None
     if args.torchscript:
         model = torch.jit.script(model)
     if args.a2aug_branches > 1:
-        task = _a2aug_task(args, model, criterion, common)
-    elif args.kd_model_name:
-        task = _distillation_task(args, model, criterion, common)
+        task = _a2aug_task(args, model, teacher, criterion, common)
+    elif teacher is not None:
+        task = _distillation_task(args, model, teacher, criterion, common)
     else:
         task = ClassificationTask(model, criterion, **common)
     if args.model_ema:
@@ -51,9 +57,28 @@ def _create_loss(args: argparse.Namespace) -> nn.Module:
         bce_sum=args.bce_sum, bce_target_thresh=args.bce_target_thresh, pos_weight=args.bce_pos_weight)
 
 
+def _create_teacher(
+        args: argparse.Namespace,
+        model: nn.Module,
+        data_config: dict[str, Any],
+        device: torch.device,
+) -> DistillationTeacher:
+    """The pretrained teacher, with the means to undo the student's normalisation of images and apply its own."""
+    # timm's tasks take the architecture's normalisation for the images'.
+    model.pretrained_cfg = {**model.pretrained_cfg, 'mean': data_config['mean'], 'std': data_config['std']}
+    teacher = DistillationTeacher(
+        args.kd_model_name, model.num_classes, model.in_chans, device=device, dtype=model_dtype(args))
+    for name in ('mean_kd', 'std_kd'):
+        value = getattr(teacher, name)
+        if value.shape[1] != model.in_chans:  # as timm adapts it for other numbers of channels
+            setattr(teacher, name, value.mean().expand(1, model.in_chans, 1, 1).clone())
+    return teacher
+
+
 def _a2aug_task(
         args: argparse.Namespace,
         model: nn.Module,
+        teacher: DistillationTeacher | None,
         criterion: nn.Module,
         common: dict[str, Any],
 ) -> A2AugTask:
@@ -61,10 +86,8 @@ def _a2aug_task(
         ensemble=args.a2aug_ensemble, ensemble_weight=args.a2aug_ensemble_weight, kl_weight=args.a2aug_kl_weight,
         logit_norm=not args.a2aug_no_logit_norm, logit_scale=args.a2aug_logit_scale,
         reduction=args.a2aug_loss_reduction)
-    if not args.kd_model_name:
+    if teacher is None:
         return A2AugTask(model, criterion, args.a2aug_branches, loss_kwargs=loss_kwargs, **common)
-    teacher = DistillationTeacher(
-        args.kd_model_name, model.num_classes, model.in_chans, device=common['device'], dtype=common['dtype'])
     return A2AugDistillationTask(
         model, teacher, criterion, args.a2aug_branches, temperature=args.kd_temperature,
         distill_loss_weight=args.distill_loss_weight, task_loss_weight=args.task_loss_weight, loss_kwargs=loss_kwargs,
@@ -74,11 +97,12 @@ def _a2aug_task(
 def _distillation_task(
         args: argparse.Namespace,
         model: nn.Module,
+        teacher: DistillationTeacher,
         criterion: nn.Module,
         common: dict[str, Any],
 ) -> TrainingTask:
     common = dict(
-        student_model=model, teacher_model=args.kd_model_name, criterion=criterion,
+        student_model=model, teacher_model=teacher, criterion=criterion,
         distill_loss_weight=args.distill_loss_weight, task_loss_weight=args.task_loss_weight, **common)
     if args.kd_distill_type == 'logit':
         return LogitDistillationTask(loss_type=args.kd_loss_type, temperature=args.kd_temperature, **common)

@@ -23,4 +23,4 @@ def save_batch(images: torch.Tensor, num_views: int, path: Path) -> None:
     """Draw a view-major batch as ``path``, a row a view; a batch of one view as a square."""
     rows = len(images) // num_views if num_views > 1 else round(len(images) ** 0.5)
     with atomic_write(path) as temporary:
-        save_image(images.float(), temporary, format=path.suffix[1:], nrow=rows, padding=0, normalize=True)
+        save_image(images.float(), temporary, format='jpeg', nrow=rows, padding=0, normalize=True)
