@@ -31,7 +31,7 @@ NOTES = {
     'initial_checkpoint': 'plain weights start all branches; a multi-branch checkpoint starts each with its own',
     'pretrained': 'starts all branches',
     'pretrained_path': 'starts all branches',
-    'resume': 'model, classes, branches, policies and their norms are the checkpoint\'s',
+    'resume': 'model, classes, branches and policies are the checkpoint\'s',
     'num_classes': 'fixed by a resumed checkpoint',
     'grad_checkpointing': 'batch norm statistics move once a step',
     'torchcompile': 'network and loss in one graph; evaluation compiles once a branch',
@@ -64,5 +64,6 @@ NOTES = {
     'log_wandb': 'with a column set a branch',
     'kd_model_name': 'its loss is added for every branch, on that branch\'s views',
     'checkpoint_hist': 'each holds all branches',
+    'tta': '0 or 1; more is refused, without branches too, since timm\'s loaders repeat no image',
     'epochs': 'N views of each image in each of them',
 }

@@ -1,5 +1,6 @@
 """What a run sends or draws beside its folder's files: wandb, and pictures of batches."""
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ def start_wandb(args: argparse.Namespace, run_args: dict[str, Any], name: str) -
 
 
 def save_batch(images: torch.Tensor, num_views: int, path: Path) -> None:
-    """Draw a view-major batch as ``path``, a row a view; a batch of one view as a square."""
-    rows = len(images) // num_views if num_views > 1 else round(len(images) ** 0.5)
+    """Draw a batch: its first 32 images, a row a view, or a plain batch whole, as a square."""
+    columns = min(32, len(images) // num_views) if num_views > 1 else math.ceil(len(images) ** 0.5)
+    if num_views > 1:
+        images = images.unflatten(0, (num_views, -1))[:, :columns].flatten(0, 1)
     with atomic_write(path) as temporary:
-        save_image(images.float(), temporary, format='jpeg', nrow=rows, padding=0, normalize=True)
+        save_image(images.float(), temporary, format='jpeg', nrow=columns, padding=0, normalize=True)
