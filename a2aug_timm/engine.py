@@ -1,6 +1,6 @@
 """One epoch of training and one pass of evaluation, ignorant of the method: task, loader and optimizer come in."""
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -204,18 +204,24 @@ def evaluate(
         device: torch.device,
         autocast: Autocast = nullcontext,
         channels_last: bool = False,
+        meters: Sequence[Any] = (),
         on_batch: Callable[[int], None] = lambda _: None,
 ) -> list[dict[str, float]]:
     """Evaluate every branch and their ensemble on the same images.
 
     Args:
-        predict: ``[B, C, H, W]`` -> logits ``[N, B, K]`` of a network in eval mode.
+        predict: Images as the loader gives them -> logits ``[N, B, K]`` of a network in eval mode.
         mu: Weights of the branches in the ensemble, ``[N]``.
+        meters: Other metrics, of this rank alone: ``update(logits, target)`` meets every batch, with the ensemble's
+            logits last, and ``read()`` gives a dict for each branch and the ensemble.
         on_batch: Called after every batch with its number.
 
     Returns:
         ``top1`` and ``top5`` in percent and the cross-entropy ``loss``, a dict a branch, then one of the ensemble if
-        there are two branches or more. Over all ranks.
+        there are two branches or more. Over all ranks. What a meter gives under the same name replaces it.
+
+    Raises:
+        ValueError: The loader gives no images.
     """
     sums, count = None, 0
     # timm's sampler repeats images so that all ranks get equally many; this rank's own come first.
@@ -235,21 +241,32 @@ def evaluate(
             metrics = torch.stack([
                 torch.stack([F.cross_entropy(one, target), *accuracy(one, target, topk=(1, 5))]) for one in logits])
             sums += wide(metrics) * len(target)
+            for meter in meters:
+                meter.update(logits, target)
         count += len(target)
         on_batch(batch)
+    if sums is None:
+        raise ValueError('there are no images to evaluate')
     totals = torch.cat([sums.flatten(), torch.tensor([count], dtype=sums.dtype, device=device)])
     if dist.is_initialized():
         dist.all_reduce(totals)
     means = (totals[:-1] / totals[-1]).view_as(sums).tolist()
-    return [dict(zip(('loss', 'top1', 'top5'), row, strict=True)) for row in means]
+    results = [dict(zip(('loss', 'top1', 'top5'), row, strict=True)) for row in means]
+    for read in [meter.read() for meter in meters]:
+        results = [{**result, **extra} for result, extra in zip(results, read, strict=True)]
+    return results
 
 
 def to_device(
-        images: torch.Tensor,
+        images: torch.Tensor | dict[str, torch.Tensor],
         target: torch.Tensor,
         device: torch.device,
         channels_last: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor | dict[str, torch.Tensor], torch.Tensor]:
     """Move a batch where it is not there already, as it is without timm's prefetcher."""
-    images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
+    target = target.to(device, non_blocking=True)
+    if isinstance(images, dict):  # patches and their places, of a NaFlex loader
+        return {name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                for name, value in images.items()}, target
+    images = images.to(device, non_blocking=True)
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images, target

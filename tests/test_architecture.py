@@ -11,6 +11,7 @@ MAY_IMPORT = {
     'loss': set(),
     'datasets': set(),
     'engine': set(),
+    'metrics': set(),
     'views': {'policies'},
     'mixup': set(),
     'task': {'loss'},
