@@ -24,7 +24,7 @@ from torch import distributed as dist
 from a2aug_timm.checkpoint import load_training_state, read_checkpoint, set_rng_state
 from a2aug_timm.cli.arguments import train_parser
 from a2aug_timm.cli.build_data import build_datasets, build_loaders, build_mixup
-from a2aug_timm.cli.build_model import build_model, init_device
+from a2aug_timm.cli.build_model import build_model, init_device, model_dtype
 from a2aug_timm.cli.build_task import (
     build_amp,
     build_loss_scale,
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         data_config = resolve_input_data_config(model, vars(args), verbose=utils.is_primary(args))
         train_set, eval_set = build_datasets(args, data_config, model.num_classes)
         collate, mix = build_mixup(args, model.num_classes)
-        loader, eval_loader = build_loaders(args, data_config, device, train_set, eval_set, collate)
+        loader, eval_loader = build_loaders(args, data_config, model, device, train_set, eval_set, collate)
         config = model_config(model, data_config, names_of_classes(train_set))
         task = build_task(args, model, data_config, device)
         optimizer, lr_scheduler, num_epochs = build_optimizer(args, task, loader)
@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None) -> None:
             folder.begin(run_args, checkpoint, Path(args.resume).parent, start_epoch)
 
     step = OptimizerStep(
-        task, optimizer, autocast=autocast, loss_scale=build_loss_scale(args, loader), lr_scheduler=lr_scheduler,
-        loss_scaler=loss_scaler, clip_grad=args.clip_grad, clip_mode=args.clip_mode)
+        task, optimizer, autocast=autocast, loss_scale=build_loss_scale(args, loader, device),
+        lr_scheduler=lr_scheduler, loss_scaler=loss_scaler, clip_grad=args.clip_grad, clip_mode=args.clip_mode)
     progress = RunProgress(num_epochs, num_updates, start_epoch, enabled=utils.is_primary(args))
     run = Run(args, folder, step, progress, device, run_args, config, data_config)
     if args.log_wandb and utils.is_primary(args):
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
             hooks = Hooks(run.on_update, args.log_interval, partial(run.recover, epoch), args.recovery_interval)
             terms = train_one_epoch(
                 step, loader, epoch=epoch, device=device, mix=mix, grad_accum_steps=args.grad_accum_steps,
-                channels_last=args.channels_last, hooks=hooks)
+                channels_last=args.channels_last, dtype=model_dtype(args), hooks=hooks)
             synchronize_bn(args, task)
             metric = None
             if (epoch + 1) % args.val_interval == 0 or epoch + 1 == num_epochs:

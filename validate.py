@@ -1,198 +1,213 @@
 #!/usr/bin/env python3
-"""Evaluate a plain timm checkpoint, an export folder, or the branches of a run.
+"""Evaluate a plain timm checkpoint, an export folder, the branches of a run, or many of them.
 
     python validate.py --data-dir /data/imagenet --checkpoint output/train/RUN/export
     python validate.py --data-dir /data/imagenet --checkpoint output/train/RUN/last.pth.tar --branch all
+    python validate.py --data-dir /data/imagenet --checkpoint output/train/RUN --branch all --results-file all.csv
+    python validate.py --data-dir /data/imagenet --model 'resnet50*' --results-file all.csv
 """
 import argparse
-import csv
 import json
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm import utils
-from timm.data import create_loader, resolve_input_data_config
-from torch import nn
+from timm.data import resolve_input_data_config
+from torch.utils.data import Dataset
 
-from a2aug_timm.branches import branch_logits, extract_branch, num_branches_of
-from a2aug_timm.checkpoint import atomic_write, load_weights, read_checkpoint
-from a2aug_timm.cli.checks import check_common, flag
+from a2aug_timm.branches import branch_logits
 from a2aug_timm.cli.console import branch_table, print_table
+from a2aug_timm.cli.inference import compilation_errors, first_line, fuse, place, pool_at_test_time, set_backends
 from a2aug_timm.cli.validate_arguments import validate_parser
-from a2aug_timm.datasets import check_split, create_dataset, names_of_classes
+from a2aug_timm.cli.validate_checks import check_validate
+from a2aug_timm.cli.validate_data import (
+    build_dataset,
+    build_loader,
+    build_meters,
+    check_classes,
+    check_naflex,
+    model_dtype,
+    valid_labels,
+)
+from a2aug_timm.cli.validate_models import Branches, list_entries, load
+from a2aug_timm.cli.validate_results import describe, write_results
 from a2aug_timm.engine import evaluate
-from a2aug_timm.export import build_model, load_branches, read_config, resolve_branches
 from a2aug_timm.views import SkippingDataset
 
 _logger = logging.getLogger('validate')
+
+# What timm and torch raise for settings that do not go together; a ValueError says so in one sentence.
+_SETUP_ERRORS = (RuntimeError, TypeError, KeyError, AssertionError, OSError, ImportError)
+
+
+@dataclass
+class Candidate:
+    """Branches that are ready to be measured, and what they are measured on."""
+    branches: Branches
+    dataset: Dataset
+    data_config: dict[str, Any]
+    valid: list[int] | None
+    num_classes: int
+    param_count: int
+    patch_size: tuple[int, int] | None
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = validate_parser()
     args, explicit = parser.parse(argv)
-    with parser.user_errors(RuntimeError, TypeError, KeyError, AssertionError, OSError, ImportError):
-        check_common(args, explicit)
-        if args.results_file and not Path(args.results_file).resolve().parent.is_dir():
-            raise ValueError(f"there is no folder for --results-file '{args.results_file}'")
-        check_split(args.dataset, args.data_dir, args.split, allow_no_split=True)
-        model, rows, label_names = load(args, explicit)
-        data_config = resolve_input_data_config(
-            model, vars(args), use_test_size=not args.use_train_size, verbose=True)
-        mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
-        dataset = SkippingDataset(create_dataset(
-            args.dataset, args.data_dir, args.split, allow_no_split=True, class_map=args.class_map,
-            class_names=label_names, download=args.dataset_download,
-            input_img_mode=mode), mode)
-        names = names_of_classes(dataset.dataset)
-        if names and len(names) > model.num_classes:
-            raise ValueError(f'the data has {len(names)} classes, the model {model.num_classes}')
-    utils.random_seed(args.seed)
-    device = torch.device(args.device)
-    loader = create_loader(
-        dataset, data_config['input_size'], args.batch_size, use_prefetcher=not args.no_prefetcher,
-        interpolation=data_config['interpolation'], mean=data_config['mean'], std=data_config['std'],
-        num_workers=args.workers, crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'],
-        pin_memory=args.pin_mem, device=device)
-    model.to(device=device, memory_format=torch.channels_last if args.channels_last else None).eval()
-    metrics = evaluate(
-        partial(branch_logits, model), torch.tensor([row.get('mu', 1.) for row in rows]), loader, device=device,
-        autocast=autocast(args, device), channels_last=args.channels_last,
-        on_batch=lambda batch: log_batch(batch, len(loader), args.log_freq))
-
-    if num_skipped := dataset.take_num_skipped():
-        _logger.warning('Skipped %d broken images', num_skipped)
-    results = describe(args, rows, metrics, model, data_config)
-    print_table(args.checkpoint or args.model, branch_table(
-        [row.get('policy') or row['model'] for row in rows], metrics, [row.get('mu', 1.) for row in rows], best=None))
+    with parser.user_errors(OSError):
+        entries, are_several = list_entries(args.model, args.checkpoint)
+        check_validate(args, explicit, entries)
+    set_backends(args)
+    if are_several:
+        results = validate_all(args, explicit, entries)
+        is_measured = bool(results)
+    else:
+        with parser.user_errors(*_SETUP_ERRORS):
+            candidate = build(args, explicit)
+        with parser.user_errors():
+            results, is_measured = validate_one(args, candidate)
     if args.results_file:
         write_results(Path(args.results_file), results, args.results_format)
-    print('--result\n' + json.dumps(results if len(results) > 1 else results[0], indent=4))
+    print('--result\n' + json.dumps(results, indent=4))
+    if not is_measured:
+        sys.exit(1)
 
 
-def load(
-        args: argparse.Namespace,
-        explicit: set[str],
-) -> tuple[nn.Module, list[dict[str, Any]], list[str] | None]:
-    """The model to evaluate, what is known of each of its branches (one of a plain model), the names of its classes.
+def build(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool = False) -> Candidate:
+    """Load what the command line names and make it ready; whatever the user's input breaks, it breaks here."""
+    branches = load(args, explicit, is_one_of_several)
+    models = [fuse(args, model) for model in branches.models]
+    first = models[0]
+    if args.naflex_loader:
+        check_naflex(first, branches.num_branches)
+    data_config = resolve_input_data_config(
+        first, vars(args), use_test_size=not args.use_train_size, verbose=True)
+    valid = valid_labels(args.valid_labels, first.num_classes)
+    label_names = branches.label_names
+    if valid and label_names:
+        label_names = [label_names[label] for label in valid]
+    dataset = build_dataset(args, data_config, label_names)
+    check_classes(dataset, first.num_classes, valid)
+    build_meters(args, dataset, first.num_classes)
+    candidate = Candidate(
+        branches, dataset, data_config, valid, num_classes=first.num_classes,
+        param_count=sum(parameter.numel() for parameter in first.parameters()),
+        patch_size=first.embeds.patch_size if args.naflex_loader else None)
+    if args.test_pool:
+        pooled = [pool_at_test_time(model, data_config) for model in models]
+        models = [model for model, _ in pooled]
+        if pooled[0][1]:
+            data_config['crop_pct'] = 1.  # the whole image, as timm takes it
+    branches.models = [place(args, model) for model in models]
+    return candidate
 
-    Raises:
-        ValueError: The checkpoint does not fit what the command line says, or cannot be read.
-    """
-    path = Path(args.checkpoint)
-    if not args.checkpoint:
-        _refuse_branch(args, explicit)
-        model = timm.create_model(
-            args.model, pretrained=True, num_classes=args.num_classes, in_chans=_in_chans(args), global_pool=args.gp,
-            **args.model_kwargs)
-        return model, [{'model': args.model}], None
-    if path.is_dir():
-        path = path / 'model.safetensors'
-    checkpoint = read_checkpoint(path)
-    if 'a2aug' in checkpoint:
-        return load_run(args, explicit, checkpoint, str(path))
 
-    _refuse_branch(args, explicit)
-    config = read_config(path)
-    if config is not None:
-        _check_config(args, explicit, config)
-        model = build_model(config)
+def validate_one(args: argparse.Namespace, candidate: Candidate) -> tuple[Any, bool]:
+    """Results of a single model, a dict or a list of branches, and whether there are any."""
+    if not args.retry:
+        results = measure(args, candidate, args.batch_size)
     else:
-        model = timm.create_model(
-            args.model, num_classes=args.num_classes, in_chans=_in_chans(args), global_pool=args.gp,
-            **args.model_kwargs)
-    load_weights(model, checkpoint, str(path), args.use_ema)
-    row = {'model': config['architecture'] if config else args.model}
-    if policy := checkpoint.get('metadata', {}).get('policy'):
-        row['policy'] = policy
-    return model, [row], (config or {}).get('label_names')
+        try:
+            results = measure_with_retry(args, candidate)
+        except RuntimeError as error:
+            _logger.error('%s failed to validate: %s', args.model, error)
+            return {'model': args.model, 'error': str(error)}, False
+    return (results if len(results) > 1 else results[0]), True
 
 
-def load_run(
+def validate_all(
         args: argparse.Namespace,
         explicit: set[str],
-        checkpoint: dict[str, Any],
-        source: str,
-) -> tuple[nn.Module, list[dict[str, Any]], list[str] | None]:
-    """The branches of a run that ``--branch`` names: one of them as a plain model, or all of them."""
-    run = checkpoint['a2aug']
-    _check_config(args, explicit, run['config'])
-    model = load_branches(checkpoint, source, use_ema=True if args.use_ema else None)
-    branches = resolve_branches(args.branch, run, model)
-    rows = [{'model': run['config']['architecture'], 'branch': branch,
-             'policy': None if run['shared_bn'] else run['policies'][branch],
-             'mu': 1. if run['shared_bn'] else run['mu'][branch]} for branch in branches]
-    if num_branches_of(model) > 1 and len(branches) == 1:
-        model = extract_branch(model, branches[0])
-    return model, rows, run['config'].get('label_names')
-
-
-def _refuse_branch(args: argparse.Namespace, explicit: set[str]) -> None:
-    if 'branch' in explicit and args.branch != 'best':
-        raise ValueError(f"there is no branch '{args.branch}'; '{args.checkpoint or args.model}' is a plain model")
-
-
-def _check_config(args: argparse.Namespace, explicit: set[str], config: dict[str, Any]) -> None:
-    for name, value in (('model', config['architecture']), ('num_classes', config['num_classes'])):
-        given = getattr(args, name)
-        if name in explicit and str(given).split('.')[0] != str(value):
-            raise ValueError(f'{flag(name)} {given} contradicts the checkpoint, which has {value}')
-    for name in ('gp', 'model_kwargs'):
-        if name in explicit:
-            raise ValueError(f'{flag(name)} has no effect; the checkpoint says how its model was built')
-
-
-def _in_chans(args: argparse.Namespace) -> int | None:
-    return args.in_chans or (args.input_size[0] if args.input_size else None)
-
-
-def autocast(args: argparse.Namespace, device: torch.device) -> Callable:
-    """Mixed precision of the forward pass, if it is asked for."""
-    return partial(torch.autocast, device.type, getattr(torch, args.amp_dtype)) if args.amp else nullcontext
-
-
-def log_batch(batch: int, num_batches: int, log_freq: int) -> None:
-    if batch % log_freq == 0 or batch == num_batches - 1:
-        _logger.info('Test: [%4d/%d]', batch, num_batches - 1)
-
-
-def describe(
-        args: argparse.Namespace,
-        rows: list[dict[str, Any]],
-        metrics: list[dict[str, float]],
-        model: nn.Module,
-        data_config: dict[str, Any],
+        entries: list[tuple[str, str]],
 ) -> list[dict[str, Any]]:
-    """Results under timm's names, a dict a branch and one of the ensemble if there are several."""
-    plain = extract_branch(model, 0) if num_branches_of(model) > 1 else model
-    common = dict(
-        param_count=round(sum(parameter.numel() for parameter in plain.parameters()) / 1e6, 2),
-        img_size=data_config['input_size'][-1], crop_pct=data_config['crop_pct'],
-        interpolation=data_config['interpolation'])
-    if len(metrics) > len(rows):
-        rows = [*rows, {'model': rows[0]['model'], 'branch': 'ensemble', 'policy': None, 'mu': None}]
-    results = []
-    for row, one in zip(rows, metrics, strict=True):
-        accuracies = {}
-        for name in ('top1', 'top5'):
-            accuracies.update({name: round(one[name], 4), f'{name}_err': round(100 - one[name], 4)})
-        results.append({**row, **accuracies, 'loss': round(one['loss'], 4), **common})
+    """Results of several models, the best first; one that fails is reported and left out."""
+    results, failed = [], []
+    for model, checkpoint in entries:
+        name = checkpoint or model
+        one = argparse.Namespace(**{**vars(args), 'model': model, 'checkpoint': checkpoint})
+        try:
+            measured = measure_with_retry(one, build(one, explicit, is_one_of_several=True))
+        except KeyboardInterrupt:
+            _logger.warning('Interrupted at %s', name)
+            break
+        except Exception as error:  # whatever it is, the others must not be lost
+            _logger.error('%s failed to validate: %s', name, error)
+            failed.append(name)
+            continue
+        results += [{**result, 'checkpoint': checkpoint} if checkpoint else result for result in measured]
+        results.sort(key=lambda result: result['top1'], reverse=True)
+        if args.results_file:  # what there is, should the next one be the last
+            write_results(Path(args.results_file), results, args.results_format)
+    if failed:
+        _logger.error('%d of %d failed: %s', len(failed), len(entries), ', '.join(failed))
     return results
 
 
-def write_results(path: Path, results: list[dict[str, Any]], results_format: str) -> None:
-    with atomic_write(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
-        if results_format == 'json':
-            json.dump(results, file, indent=4)
-        else:
-            writer = csv.DictWriter(file, list(results[0]))
-            writer.writeheader()
-            writer.writerows(results)
+def measure_with_retry(args: argparse.Namespace, candidate: Candidate) -> list[dict[str, Any]]:
+    """``measure`` with smaller and smaller batches, which are of one GPU, until one fits into memory."""
+    batch_size = args.batch_size
+    while True:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            return measure(args, candidate, batch_size * args.num_gpu)
+        except RuntimeError as error:
+            batch_size = utils.decay_batch_step(batch_size) if utils.check_batch_size_retry(str(error)) else 0
+            if not batch_size:
+                raise
+            _logger.error('%s; trying again with batches of %d', first_line(error), batch_size)
+
+
+def measure(args: argparse.Namespace, candidate: Candidate, batch_size: int) -> list[dict[str, Any]]:
+    """Evaluate all branches on all images and show what came out."""
+    utils.random_seed(args.seed)
+    rows, dataset, data_config = candidate.branches.rows, candidate.dataset, candidate.data_config
+    loader = build_loader(args, dataset, data_config, candidate.patch_size, batch_size)
+    mu = [row.get('mu', 1.) for row in rows]
+    num_batches = -(-len(dataset) // batch_size) or None  # a stream may not know its length
+    metrics = evaluate(
+        partial(predict, args, candidate), torch.tensor(mu), loader, device=torch.device(args.device),
+        autocast=autocast(args), channels_last=args.channels_last, dtype=model_dtype(args),
+        meters=build_meters(args, dataset, candidate.num_classes),
+        on_batch=lambda batch: log_batch(batch, num_batches, args.log_freq))
+    if num_skipped := dataset.take_num_skipped() if isinstance(dataset, SkippingDataset) else 0:
+        _logger.warning('Skipped %d broken images', num_skipped)
+    labels = [row.get('policy') or row['model'] for row in rows]
+    print_table(args.checkpoint or args.model, branch_table(labels, metrics, mu, best=None))
+    return describe(rows, metrics, dict(
+        param_count=round(candidate.param_count / 1e6, 2), img_size=data_config['input_size'][-1],
+        crop_pct=data_config['crop_pct'], interpolation=data_config['interpolation']))
+
+
+def predict(
+        args: argparse.Namespace,
+        candidate: Candidate,
+        images: torch.Tensor | dict[str, torch.Tensor],
+) -> torch.Tensor:
+    """Logits of every branch, ``[N, B, K]``; with ``--valid-labels`` those of the data's classes."""
+    with compilation_errors(args):
+        logits = torch.cat([branch_logits(model, images) for model in candidate.branches.models])
+    return logits if candidate.valid is None else logits[..., candidate.valid]
+
+
+def autocast(args: argparse.Namespace) -> Callable:
+    """Mixed precision of the forward pass, if it is asked for."""
+    if not args.amp:
+        return nullcontext
+    return partial(torch.autocast, torch.device(args.device).type, getattr(torch, args.amp_dtype))
+
+
+def log_batch(batch: int, num_batches: int | None, log_freq: int) -> None:
+    if batch % log_freq == 0 or batch + 1 == num_batches:
+        _logger.info('Test: [%4d/%s]', batch, num_batches - 1 if num_batches else '?')
 
 
 if __name__ == '__main__':

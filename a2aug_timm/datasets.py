@@ -53,7 +53,10 @@ class DigitsDataset(Dataset):
 
 def check_dataset(name: str, root: str | None) -> None:
     """Raise ``ValueError`` if a data set obviously cannot be read, before anything else is done."""
-    if name == 'sklearn/digits':
+    kind = name.lower().partition('/')[0] if '/' in name else ''
+    if name == 'sklearn/digits' or (not root and kind in ('hfds', 'hfids', 'tfds')):  # these have a cache of their own
+        return
+    if kind == 'wds' and root and ('://' in root or root.startswith('pipe:')):
         return
     if not root:
         raise ValueError('no data: give --data-dir FOLDER, and --dataset for anything but a folder of class folders')

@@ -1,6 +1,6 @@
 """One epoch of training and one pass of evaluation, ignorant of the method: task, loader and optimizer come in."""
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from timm.task import TrainingTask
 from timm.utils import accuracy, dispatch_clip_grad
 from torch import distributed as dist
 
-from .meters import Averages, FiniteLossGuard, wide
+from .loss_meters import Averages, FiniteLossGuard, wide
 
 Autocast = Callable[[], AbstractContextManager]
 
@@ -137,12 +137,14 @@ def train_one_epoch(
         mix: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
         grad_accum_steps: int = 1,
         channels_last: bool = False,
+        dtype: torch.dtype | None = None,
         hooks: Hooks | None = None,
 ) -> dict[str, float]:
     """Train for one pass over the loader.
 
     Args:
         mix: Mixup of a batch on its device, where the loader has not mixed it.
+        dtype: Of the images, where the loader has not set it.
 
     Returns:
         Mean loss terms of the epoch over all ranks.
@@ -161,7 +163,7 @@ def train_one_epoch(
         is_last = batch == num_batches - 1
         need_update = is_last or (batch + 1) % grad_accum_steps == 0
         accum_steps = min(grad_accum_steps, num_batches - update * grad_accum_steps)
-        images, target = to_device(images, target, device, channels_last)
+        images, target = to_device(images, target, device, channels_last, dtype)
         if mix is not None:
             images, target = mix(images, target)
         terms = step.accumulate(images, target, accum_steps, need_update)
@@ -196,24 +198,32 @@ def evaluate(
         device: torch.device,
         autocast: Autocast = nullcontext,
         channels_last: bool = False,
+        dtype: torch.dtype | None = None,
+        meters: Sequence[Any] = (),
         on_batch: Callable[[int], None] = lambda _: None,
 ) -> list[dict[str, float]]:
     """Evaluate every branch and their ensemble on the same images.
 
     Args:
-        predict: ``[B, C, H, W]`` -> logits ``[N, B, K]`` of a network in eval mode.
+        predict: Images as the loader gives them -> logits ``[N, B, K]`` of a network in eval mode.
         mu: Weights of the branches in the ensemble, ``[N]``.
+        dtype: Of the images, where the loader has not set it.
+        meters: Other metrics, of this rank alone: ``update(logits, target)`` meets every batch, with the ensemble's
+            logits last, and ``read()`` gives a dict for each branch and the ensemble.
         on_batch: Called after every batch with its number.
 
     Returns:
         ``top1`` and ``top5`` in percent and the cross-entropy ``loss``, a dict a branch, then one of the ensemble if
-        there are two branches or more. Over all ranks.
+        there are two branches or more. Over all ranks. What a meter gives under the same name replaces it.
+
+    Raises:
+        ValueError: The loader gives no images.
     """
     sums, count = None, 0
     # timm's sampler repeats images so that all ranks get equally many; this rank's own come first.
     num_own = getattr(getattr(loader, 'sampler', None), 'num_valid_samples', None)
     for batch, (images, target) in enumerate(loader):
-        images, target = to_device(images, target, device, channels_last)
+        images, target = to_device(images, target, device, channels_last, dtype)
         with autocast():
             logits = predict(images)
         target = target if num_own is None else target[:max(0, num_own - count)]
@@ -227,21 +237,33 @@ def evaluate(
             metrics = torch.stack([
                 torch.stack([F.cross_entropy(one, target), *accuracy(one, target, topk=(1, 5))]) for one in logits])
             sums += wide(metrics) * len(target)
+            for meter in meters:
+                meter.update(logits, target)
         count += len(target)
         on_batch(batch)
+    if sums is None:
+        raise ValueError('there are no images to evaluate')
     totals = torch.cat([sums.flatten(), torch.tensor([count], dtype=sums.dtype, device=device)])
     if dist.is_initialized():
         dist.all_reduce(totals)
     means = (totals[:-1] / totals[-1]).view_as(sums).tolist()
-    return [dict(zip(('loss', 'top1', 'top5'), row, strict=True)) for row in means]
+    results = [dict(zip(('loss', 'top1', 'top5'), row, strict=True)) for row in means]
+    for read in [meter.read() for meter in meters]:
+        results = [{**result, **extra} for result, extra in zip(results, read, strict=True)]
+    return results
 
 
 def to_device(
-        images: torch.Tensor,
+        images: torch.Tensor | dict[str, torch.Tensor],
         target: torch.Tensor,
         device: torch.device,
         channels_last: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype: torch.dtype | None,
+) -> tuple[torch.Tensor | dict[str, torch.Tensor], torch.Tensor]:
     """Move a batch where it is not there already, as it is without timm's prefetcher."""
-    images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
+    target = target.to(device, non_blocking=True)
+    if isinstance(images, dict):  # patches and their places, of a NaFlex loader
+        return {name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                for name, value in images.items()}, target
+    images = images.to(device, dtype, non_blocking=True)
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images, target

@@ -231,8 +231,8 @@ def collate_views(batch: Sequence[tuple[tuple[torch.Tensor, ...], Any]]) -> tupl
 
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell data set and sampler of a loader, where they want to know, which epoch begins."""
-    for part in (loader.dataset, loader.batch_sampler, loader.sampler):
-        if hasattr(part, 'set_epoch'):
+    for name in ('dataset', 'batch_sampler', 'sampler'):
+        if hasattr(part := getattr(loader, name, None), 'set_epoch'):
             part.set_epoch(epoch)
 
 

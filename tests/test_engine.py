@@ -6,7 +6,7 @@ from timm.task import ClassificationTask
 from torch import nn
 
 from a2aug_timm.engine import Hooks, OptimizerStep, evaluate, train_one_epoch
-from a2aug_timm.meters import Averages
+from a2aug_timm.loss_meters import Averages
 
 CPU = torch.device('cpu')
 

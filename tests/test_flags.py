@@ -10,6 +10,7 @@ import pytest
 from a2aug_timm.cli.arguments import train_parser
 from a2aug_timm.cli.branch_flags import NOTES, REFUSED
 from a2aug_timm.cli.train_checks import check_train
+from a2aug_timm.cli.validate_arguments import validate_parser
 
 TESTS = Path(__file__).resolve().parent
 TYPES = {'int': int, 'float': float, 'str': None, '': None}
@@ -45,7 +46,8 @@ TOGETHER = {
     **dict.fromkeys(('mixup_prob', 'mixup_switch_prob', 'mixup_mode', 'mixup_off_epoch'), '--mixup 0.2'),
     **dict.fromkeys(('input_key', 'target_key', 'dataset_trust_remote_code'), '--dataset hfds/x'),
     **dict.fromkeys(('train_num_samples', 'val_num_samples', 'epoch_repeats'), '--dataset wds/x'),
-    'torchcompile_mode': '--torchcompile', 'resplit': '--reprob 0.5', 'wandb_project': '--log-wandb',
+    'dataset_download': '--dataset torch/cifar10', 'torchcompile_mode': '--torchcompile',
+    'resplit': '--reprob 0.5', 'wandb_project': '--log-wandb',
     'wandb_tags': '--log-wandb'}
 
 
@@ -69,6 +71,10 @@ def held_against(parser, rows):
 
 def test_train_takes_timms_flags_with_their_types_defaults_and_choices():
     assert list(held_against(train_parser(), flags_of('train'))) == []
+
+
+def test_validate_takes_timms_flags_with_their_types_defaults_and_choices():
+    assert list(held_against(validate_parser(), flags_of('validate'))) == []
 
 
 def test_the_page_of_flags_is_what_its_script_writes_today():
@@ -121,7 +127,8 @@ def test_a_flag_is_refused_with_branches_if_and_only_if_the_page_says_so(action,
     (['--split-bn'], 'needs a batch that is split'), (['--tta', '2'], "timm's loaders repeat none"),
     (['--amp', '--model-dtype', 'bfloat16'], '--amp needs float32'), (['--aug-repeats', '3'], 'several processes'),
     (['--device-modules', 'no_such_module'], "cannot import 'no_such_module'"),
-    (['--epoch-repeats', '2'], 'is for wds/, tfds/, hfids/ data sets'), (['--kd-loss-type', 'mse'], 'must be one of'),
+    (['--epoch-repeats', '2'], 'has no effect on a folder; it is for hfids/, tfds/, wds/'),
+    (['--kd-loss-type', 'mse'], 'must be one of'),
     (['--kd-model-name', 'resnet51'], "timm has no model 'resnet51'"), (['--fuser', 'x'], '--fuser must be one of'),
     (['--dataset', 'wds/x', '--train-img-sizes', '32'], 'needs images in any order'),
     (['--aug-splits', '2', '--jsd-loss', '--mixup', '1'], 'takes class indices'),

@@ -37,9 +37,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     add('--dataset-download', action='store_true', help='let torch/ datasets download')
     add('--class-map', default='', metavar='FILE', help='class to index file')
     add('--input-img-mode', default=None, help="image mode, RGB or L by default as the model's channels need")
-    add('--input-key', default=None, metavar='NAME', help='column of the images in an hfds/, hfids/, tfds/ or wds/ set')
-    add('--target-key', default=None, metavar='NAME', help='column of the targets there')
-    add('--dataset-trust-remote-code', action='store_true', help='let an hfds/ or hfids/ set run code of its own')
+    add('--input-key', default=None, metavar='KEY', help='field of the images, or in a folder their endings: .png;.jpg')
+    add('--target-key', default=None, metavar='KEY', help='field of the labels')
+    add('--dataset-trust-remote-code', action='store_true', help="let hfds/ and hfids/ data sets run their hub's code")
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:

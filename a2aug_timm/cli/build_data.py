@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.data import AugMixDataset, IterableImageDataset, Mixup, create_loader, create_transform
+from timm.data import AugMixDataset, IterableImageDataset, Mixup, NaFlexMixup, create_loader, create_transform
+from torch import nn
 from torch.utils.data import Dataset
 
 from ..datasets import create_dataset, is_stream, names_of_classes
@@ -13,6 +14,7 @@ from ..mixup import CollateMixedViews, CollateMixup, MixupOfViews
 from ..policies import MultiPolicyRandAugment
 from ..views import MultiViewDataset, MultiViewStream, SkippingDataset, ViewTransform, collate_views
 from .build_model import model_dtype
+from .build_naflex import build_naflex_loaders
 from .train_checks import is_mixed
 
 _logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def build_datasets(
 def build_loaders(
         args: argparse.Namespace,
         data_config: dict[str, Any],
+        model: nn.Module,
         device: torch.device,
         train_set: Dataset,
         eval_set: Dataset | None,
@@ -59,10 +62,14 @@ def build_loaders(
 ) -> tuple[Any, Any]:
     """timm's loaders; with branches, view-major batches and no augmentation beside the policies'."""
     common = dict(
-        input_size=data_config['input_size'], mean=data_config['mean'], std=data_config['std'],
-        num_workers=args.workers, pin_memory=args.pin_mem, device=device, distributed=args.distributed,
-        use_prefetcher=not args.no_prefetcher, img_dtype=model_dtype(args) or torch.float32)
+        mean=data_config['mean'], std=data_config['std'], num_workers=args.workers, pin_memory=args.pin_mem,
+        device=device, distributed=args.distributed, use_prefetcher=not args.no_prefetcher,
+        img_dtype=model_dtype(args) or torch.float32)
     transform = _transform_settings(args, data_config)
+    if args.naflex_loader:
+        common['channels'] = data_config['input_size'][0]
+        return build_naflex_loaders(args, model, train_set, eval_set, collate, transform, common)
+    common['input_size'] = data_config['input_size']
     is_joint = args.a2aug_branches > 1
     is_scheduled = args.train_img_sizes is not None
     loader = create_loader(
@@ -155,6 +162,8 @@ def build_mixup(args: argparse.Namespace, num_classes: int) -> tuple[Callable | 
         mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
         switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
         num_classes=num_classes)
+    if args.naflex_loader:
+        return NaFlexMixup(**{name: kwargs[name] for name in kwargs.keys() - {'cutmix_minmax', 'mode'}}), None
     if not args.no_prefetcher:
         return (CollateMixedViews if is_joint else CollateMixup)(**kwargs), None
     return (collate_views, MixupOfViews(args.a2aug_branches, **kwargs)) if is_joint else (None, Mixup(**kwargs))

@@ -22,6 +22,7 @@ from torch import nn
 
 from ..task import A2AugDistillationTask, A2AugTask
 from .build_model import model_dtype
+from .build_naflex import build_naflex_loss_scale
 from .train_checks import is_mixed
 
 
@@ -144,8 +145,10 @@ def mean_batch_size(args: argparse.Namespace, loader: Any) -> float:
     return loader.batch_sampler.average_batch_size if args.train_img_sizes else args.batch_size
 
 
-def build_loss_scale(args: argparse.Namespace, loader: Any) -> Callable[[int], float] | None:
+def build_loss_scale(args: argparse.Namespace, loader: Any, device: torch.device) -> Callable[[int], float] | None:
     """Weight of a batch's gradient by its number of images, where batches vary and ``…-loss-scale`` asks for it."""
+    if args.naflex_loader:
+        return build_naflex_loss_scale(args, device)
     if args.variable_batch_loss_scale == 'none':
         return None
     reference = mean_batch_size(args, loader)

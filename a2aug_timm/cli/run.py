@@ -18,6 +18,7 @@ from ..export import build_model
 from ..run_folder import RunFolder
 from ..summary import summary_row
 from ..task import A2AugTask
+from .build_model import model_dtype
 from .console import RunProgress, branch_table, print_table
 from .tracking import save_batch
 
@@ -91,7 +92,7 @@ class Run:
             return record
         metrics = evaluate(
             partial(branch_logits, model), torch.tensor(record['mu']), loader, device=self.device,
-            autocast=self.step.autocast, channels_last=args.channels_last)
+            autocast=self.step.autocast, channels_last=args.channels_last, dtype=model_dtype(args))
         sign = -1 if args.eval_metric == 'loss' else 1
         num_judged = 1 if args.a2aug_shared_bn else len(record['mu'])
         finite = [branch for branch in range(num_judged) if math.isfinite(metrics[branch]['loss'])]

@@ -10,6 +10,7 @@ from timm.optim import list_optimizers
 from ..policies import check_policies, parse_policy, sample_policies
 from .branch_flags import REFUSED
 from .checks import check_common, check_model, flag
+from .dataset_checks import check_dataset_flags, dataset_kind
 
 # Flags that do nothing without another.
 _NEEDED = {
@@ -34,13 +35,9 @@ _EXCLUSIVE = (
     ('torchscript', 'torchcompile'), ('torchscript', 'sync_bn'), ('split_bn', 'sync_bn'), ('aug_splits', 'no_aug'),
     ('naflex_loader', 'train_img_sizes'), ('naflex_loader', 'use_multi_epochs_loader'), ('naflex_loader', 'aug_splits'),
     ('train_img_sizes', 'use_multi_epochs_loader'), ('train_img_sizes', 'aug_splits'), ('resplit', 'no_prefetcher'),
-    ('drop_connect', 'drop_path'), ('jsd_loss', 'bce_loss'), ('naflex_loader', 'torchscript'))
-# Which kinds of data set a flag can reach.
-_STREAMS = ('wds', 'tfds', 'hfids')
-_DATASETS = {
-    'train_num_samples': _STREAMS, 'val_num_samples': _STREAMS, 'epoch_repeats': _STREAMS,
-    'input_key': (*_STREAMS, 'hfds'), 'target_key': (*_STREAMS, 'hfds'),
-    'dataset_trust_remote_code': ('hfds', 'hfids')}
+    ('drop_connect', 'drop_path'), ('jsd_loss', 'bce_loss'), ('naflex_loader', 'torchscript'),
+    ('naflex_loader', 'save_images'), ('naflex_loader', 'cutmix_minmax'), ('naflex_loader', 'mixup_mode'),
+    ('naflex_loader', 'aug_repeats'), ('naflex_loader', 'channels_last'), ('naflex_loader', 'resplit'))
 
 
 def check_train(args: argparse.Namespace, explicit: set[str], defaults: dict[str, Any]) -> None:
@@ -129,18 +126,20 @@ def _check_mixup(args: argparse.Namespace, changed: set[str]) -> None:
 
 
 def _check_loading(args: argparse.Namespace, changed: set[str]) -> None:
-    kind = args.dataset.split('/')[0].lower()
-    for name, kinds in _DATASETS.items():
-        if name in changed and kind not in kinds:
-            raise ValueError(f"{flag(name)} is for {', '.join(f'{one}/' for one in kinds)} data sets")
-    if kind in _STREAMS and args.train_img_sizes:
+    check_dataset_flags(args)
+    is_stream = dataset_kind(args.dataset, args.data_dir) in ('wds/', 'tfds/', 'hfids/')
+    if is_stream and args.train_img_sizes:
         raise ValueError(f'--train-img-sizes needs images in any order, which --dataset {args.dataset} does not give')
     sizes = args.train_img_sizes or ()
     for name in ('train_batch_sizes', 'train_size_probs'):
         if name in changed and len(getattr(args, name)) != len(sizes):
             raise ValueError(f'{flag(name)} takes a value for each of the {len(sizes)} --train-img-sizes, got '
                              f'{len(getattr(args, name))}')
-    if args.aug_repeats and (kind in _STREAMS or int(os.environ.get('WORLD_SIZE', 1)) == 1):
+    if is_stream and args.naflex_loader:
+        raise ValueError(f'--naflex-loader needs images in any order, which --dataset {args.dataset} does not give')
+    if args.naflex_patch_size_probs and len(args.naflex_patch_size_probs) != len(args.naflex_patch_sizes or ()):
+        raise ValueError('--naflex-patch-size-probs takes a value for each of --naflex-patch-sizes')
+    if args.aug_repeats and (is_stream or int(os.environ.get('WORLD_SIZE', 1)) == 1):
         raise ValueError('--aug-repeats spreads the draws of an image over several processes; start them with '
                          'distributed_train.sh, on a data set that is no stream')
     if args.tta > 1:

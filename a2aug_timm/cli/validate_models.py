@@ -1,0 +1,168 @@
+"""What validate.py evaluates: the models that a command line names, each as plain models, one a branch."""
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.layers import set_layer_config
+from timm.utils import natural_key
+from torch import nn
+
+from ..branches import extract_branch, num_branches_of
+from ..checkpoint import load_weights, read_checkpoint
+from ..export import build_model, load_branches, read_config, resolve_branches
+from .checks import flag
+
+# timm's pretrained weights that are not ImageNet-1k classifiers.
+_NO_IMAGENET_CLASSIFIER = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
+
+
+@dataclass
+class Branches:
+    """Models to evaluate on the same images: the branches of a run that are asked for, or one plain model.
+
+    Args:
+        models: One a branch, all of one architecture, each without branches of its own.
+        rows: What is known of each: ``model``, and of a branch ``branch``, ``policy`` and ``mu``.
+        label_names: Names of the classes, where the checkpoint tells them.
+        num_branches: Branches of the checkpoint, of which ``models`` may be one.
+    """
+    models: list[nn.Module]
+    rows: list[dict[str, Any]]
+    label_names: list[str] | None = None
+    num_branches: int = 1
+
+
+def list_entries(model: str, checkpoint: str) -> tuple[list[tuple[str, str]], bool]:
+    """Pairs of a model's name and a checkpoint (none is empty) to evaluate, and whether several were asked for.
+
+    A folder that was exported is one checkpoint; of any other folder each checkpoint in it is one.
+
+    Raises:
+        ValueError: There is no checkpoint in the folder, or the names and checkpoints do not go together.
+    """
+    folder = Path(checkpoint)
+    if checkpoint and folder.is_dir():
+        if _is_export(folder):
+            return [(model, checkpoint)], False
+        files = [str(path) for path in folder.iterdir() if path.is_file() and not path.name.startswith('.')
+                 and path.name.endswith(('.pth.tar', '.pth', '.safetensors'))]
+        if not files:
+            raise ValueError(f"there is no checkpoint in the folder '{checkpoint}'")
+        return [(model, path) for path in sorted(files, key=natural_key)], True
+    names = _names_of(model)
+    if names is None:
+        return [(model, checkpoint)], False
+    if checkpoint:
+        raise ValueError(f'--checkpoint {checkpoint} is of one model, but --model {model} names {len(names)}')
+    return [(name, '') for name in names], True
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / 'config.json').is_file() and (folder / 'model.safetensors').is_file()
+
+
+def _names_of(model: str) -> list[str] | None:
+    """Names that ``all``, a wildcard or a file stands for; None if it is a name itself."""
+    if model == 'all':
+        return timm.list_models(pretrained=True, exclude_filters=_NO_IMAGENET_CLASSIFIER)
+    if timm.is_model(model) or timm.models.parse_model_name(model)[0] is not None:
+        return None
+    if names := timm.list_models(model, pretrained=True):
+        return names
+    if os.path.isfile(model):
+        with open(model, encoding='utf-8') as file:
+            names = [line.strip() for line in file if line.strip()]
+        if not names:
+            raise ValueError(f"the file '{model}' names no model")
+        return names
+    if set(model) & set('*?['):
+        raise ValueError(f"timm has no pretrained model like '{model}'")
+    return None
+
+
+def load(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool = False) -> Branches:
+    """Build and load what ``--model``, ``--checkpoint`` and ``--branch`` name.
+
+    Args:
+        is_one_of_several: A plain model is then its only branch, also where ``--branch all`` is asked for.
+
+    Raises:
+        ValueError: The checkpoint does not fit what the command line says, or cannot be read.
+    """
+    with set_layer_config(scriptable=args.torchscript or None):
+        if not args.checkpoint:
+            _refuse_branch(args, explicit, is_one_of_several)
+            return Branches([_create(args, pretrained=True)], [{'model': args.model}])
+        path = Path(args.checkpoint)
+        if path.is_dir():
+            path = path / 'model.safetensors'
+        checkpoint = read_checkpoint(path)
+        if 'a2aug' in checkpoint:
+            return _load_run(args, explicit, checkpoint, str(path))
+        _refuse_branch(args, explicit, is_one_of_several)
+        return _load_plain(args, explicit, checkpoint, path)
+
+
+def _load_run(
+        args: argparse.Namespace,
+        explicit: set[str],
+        checkpoint: dict[str, Any],
+        source: str,
+) -> Branches:
+    run = checkpoint['a2aug']
+    _check_config(args, explicit, run['config'])
+    model = load_branches(checkpoint, source, use_ema=True if args.use_ema else None)
+    branches = resolve_branches(args.branch, run, model)
+    rows = [{'model': run['config']['architecture'], 'branch': branch,
+             'policy': None if run['shared_bn'] else run['policies'][branch],
+             'mu': 1. if run['shared_bn'] else run['mu'][branch]} for branch in branches]
+    num_branches = num_branches_of(model)
+    # Plain models, at the price of as many copies of the weights, since fusing, scripting or compiling a network
+    # whose norms are chosen from outside would take the norms of one branch for all.
+    models = [extract_branch(model, branch) for branch in branches] if num_branches > 1 else [model]
+    return Branches(models, rows, run['config'].get('label_names'), num_branches)
+
+
+def _load_plain(
+        args: argparse.Namespace,
+        explicit: set[str],
+        checkpoint: dict[str, Any],
+        path: Path,
+) -> Branches:
+    config = read_config(path)
+    if config is not None:
+        _check_config(args, explicit, config)
+        model = build_model(config)
+    else:
+        model = _create(args)
+    load_weights(model, checkpoint, str(path), args.use_ema)
+    row = {'model': config['architecture'] if config else args.model}
+    if policy := checkpoint.get('metadata', {}).get('policy'):
+        row['policy'] = policy
+    return Branches([model], [row], (config or {}).get('label_names'))
+
+
+def _create(args: argparse.Namespace, pretrained: bool = False) -> nn.Module:
+    in_chans = args.in_chans or (args.input_size[0] if args.input_size else None)
+    return timm.create_model(
+        args.model, pretrained=pretrained, num_classes=args.num_classes, in_chans=in_chans, global_pool=args.gp,
+        **args.model_kwargs)
+
+
+def _refuse_branch(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool) -> None:
+    allowed = ('best', 'all') if is_one_of_several else ('best',)
+    if 'branch' in explicit and args.branch not in allowed:
+        raise ValueError(f"there is no branch '{args.branch}'; '{args.checkpoint or args.model}' is a plain model")
+
+
+def _check_config(args: argparse.Namespace, explicit: set[str], config: dict[str, Any]) -> None:
+    for name, value in (('model', config['architecture']), ('num_classes', config['num_classes'])):
+        given = getattr(args, name)
+        if name in explicit and str(given).split('.')[0] != str(value):
+            raise ValueError(f'{flag(name)} {given} contradicts the checkpoint, which has {value}')
+    for name in ('gp', 'model_kwargs'):
+        if name in explicit:
+            raise ValueError(f'{flag(name)} has no effect; the checkpoint says how its model was built')
