@@ -234,9 +234,7 @@ def evaluate(
         if sums is None:
             sums = wide(torch.zeros(len(logits), 3, device=device))
         if len(target):
-            metrics = torch.stack([
-                torch.stack([F.cross_entropy(one, target), *accuracy(one, target, topk=(1, 5))]) for one in logits])
-            sums += wide(metrics) * len(target)
+            sums += wide(_loss_and_accuracies(logits, target)) * len(target)
             for meter in meters:
                 meter.update(logits, target)
         count += len(target)
@@ -251,6 +249,12 @@ def evaluate(
     for read in [meter.read() for meter in meters]:
         results = [{**result, **extra} for result, extra in zip(results, read, strict=True)]
     return results
+
+
+def _loss_and_accuracies(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, top-1 and top-5 of each branch, ``[N, 3]``."""
+    return torch.stack([
+        torch.stack([F.cross_entropy(one, target), *accuracy(one, target, topk=(1, 5))]) for one in logits])
 
 
 def to_device(

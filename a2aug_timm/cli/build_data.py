@@ -47,7 +47,7 @@ def build_datasets(
     if is_stream(images):
         return MultiViewStream(images, rank_seed), eval_set
     # Where an image comes more than once in an epoch, it may come to several ranks.
-    repeats = bool(args.aug_repeats or args.train_batches_per_epoch)
+    repeats = bool(args.aug_repeats or args.train_batches_per_epoch or args.train_size_schedule == 'progressive')
     return MultiViewDataset(images, mode, rank_seed if repeats else args.seed, repeats), eval_set
 
 
