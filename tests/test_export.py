@@ -85,6 +85,7 @@ def test_the_folder_says_what_it_is(tmp_path):
         assert json.loads(file.metadata()['metadata']) == {**metadata, 'branch': 2}
     checkpoint = torch.load(tmp_path / 'checkpoint.pth.tar', weights_only=True)
     assert checkpoint['metadata'] == {**metadata, 'branch': 2} and checkpoint['arch'] == 'test_resnet'
+    assert checkpoint['metric'] == 90.  # what timm's avg_checkpoints.py ranks by
     assert timm.create_model(f'local-dir:{tmp_path}', pretrained=True).pretrained_cfg['label_names'] == list('abcdef')
 
 

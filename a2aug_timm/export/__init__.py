@@ -78,7 +78,8 @@ def export_branch(
         folder: Created if it is not there.
         data_config: Preprocessing of the images, see ``model_config``.
         label_names: Name of each class.
-        metadata: JSON values that say where the branch comes from (policy, μ, metrics).
+        metadata: JSON values that say where the branch comes from (policy, μ, metrics). The top-1 of the metrics also
+            becomes the checkpoint's ``metric``, by which timm ranks.
 
     Raises:
         ValueError: There is no such branch.
@@ -93,14 +94,18 @@ def export_branch(
     metadata = {**(metadata or {}), 'branch': branch}
     # A copy of each, since safetensors takes neither strided nor shared tensors.
     state_dict = {key: value.detach().cpu().contiguous().clone() for key, value in plain.state_dict().items()}
+    checkpoint = {'arch': config['architecture'], 'state_dict': state_dict, 'config': config, 'metadata': metadata}
+    metrics = metadata.get('metrics')
+    if isinstance(metrics, dict) and 'top1' in metrics:
+        # timm's avg_checkpoints.py leaves out a checkpoint that has no metric, and takes the largest for the best.
+        checkpoint['metric'] = metrics['top1']
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / 'config.json') as path:
         path.write_text(json.dumps(config, indent=2), encoding='utf-8')
     with atomic_write(folder / 'checkpoint.pth.tar') as path:
-        torch.save(
-            {'arch': config['architecture'], 'state_dict': state_dict, 'config': config, 'metadata': metadata}, path)
+        torch.save(checkpoint, path)
     with atomic_write(folder / 'model.safetensors') as path:
         safetensors.torch.save_file(state_dict, path, metadata={
             'format': 'pt', 'config': json.dumps(config), 'metadata': json.dumps(metadata)})
