@@ -128,7 +128,8 @@ class Run:
             return model
         # Norms of the other splits serve training alone.
         weights = {key: value for key, value in utils.get_state_dict(model).items() if '.aux_bn.' not in key}
-        built = build_model(self.config)
+        with torch.random.fork_rng(devices=[]):  # initial weights, drawn for nothing
+            built = build_model(self.config)
         built.load_state_dict(weights)
         return built
 
