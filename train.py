@@ -21,7 +21,7 @@ from timm.data import resolve_input_data_config
 from timm.task import TrainingTask
 from torch import distributed as dist
 
-from a2aug_timm.checkpoint import load_training_state, read_checkpoint, set_rng_state
+from a2aug_timm.checkpoint import load_training_state, read_checkpoint
 from a2aug_timm.cli.arguments import train_parser
 from a2aug_timm.cli.build_data import build_datasets, build_loaders, build_mixup
 from a2aug_timm.cli.build_model import build_model, init_device, model_dtype
@@ -42,8 +42,9 @@ from a2aug_timm.cli.train_checks import check_train
 from a2aug_timm.datasets import names_of_classes
 from a2aug_timm.engine import Hooks, OptimizerStep, train_one_epoch
 from a2aug_timm.export import model_config
+from a2aug_timm.random_state import remember_workers, set_rng_state, start_workers
 from a2aug_timm.run_folder import RunFolder, choose_folder
-from a2aug_timm.views import set_epoch, start_workers
+from a2aug_timm.views import set_epoch
 
 _logger = logging.getLogger('train')
 
@@ -63,13 +64,13 @@ def main(argv: list[str] | None = None) -> None:
         collate, mix = build_mixup(args, model.num_classes)
         loader, eval_loader = build_loaders(args, data_config, model, device, train_set, eval_set, collate)
         config = model_config(model, data_config, names_of_classes(train_set))
+        workers = remember_workers(loader) if args.a2aug_branches == 1 else None
         task = build_task(args, model, data_config, device)
         optimizer, lr_scheduler, num_epochs = build_optimizer(args, task, loader)
         autocast, loss_scaler = build_amp(args, device)
         num_updates = -(-len(loader) // args.grad_accum_steps)
-        start_epoch = args.start_epoch or 0
+        start_epoch = (checkpoint or {}).get('epoch', -1) + 1 if args.start_epoch is None else args.start_epoch
         if checkpoint is not None:
-            start_epoch = checkpoint.get('epoch', -1) + 1 if args.start_epoch is None else args.start_epoch
             load_training_state(checkpoint, task, None if args.no_resume_opt else optimizer, lr_scheduler, loss_scaler)
         start_schedule(args, lr_scheduler, start_epoch, num_updates, (checkpoint or {}).get('metric'))
         if checkpoint is not None:
@@ -88,13 +89,13 @@ def main(argv: list[str] | None = None) -> None:
         task, optimizer, autocast=autocast, loss_scale=build_loss_scale(args, loader, device),
         lr_scheduler=lr_scheduler, loss_scaler=loss_scaler, clip_grad=args.clip_grad, clip_mode=args.clip_mode)
     progress = RunProgress(num_epochs, num_updates, start_epoch, enabled=utils.is_primary(args))
-    run = Run(args, folder, step, progress, device, run_args, config, data_config)
+    run = Run(args, folder, step, progress, device, run_args, config, data_config, workers)
     if args.log_wandb and utils.is_primary(args):
         run.log = start_wandb(args, run_args, folder.path.name)
     with progress, exit_on_bad_loss(folder):
         for epoch in range(start_epoch, num_epochs):
             set_epoch(loader, epoch)
-            stop_mixup(args, epoch, mix or loader)
+            stop_mixup(args, epoch, mix or collate)
             progress.start_epoch(epoch)
             hooks = Hooks(run.on_update, args.log_interval, partial(run.recover, epoch), args.recovery_interval)
             terms = train_one_epoch(
@@ -130,15 +131,18 @@ def parse(
     return args, checkpoint, choose_folder(args.output or 'output/train', args.experiment, name, resumed)
 
 
-def resume_random_state(args: argparse.Namespace, checkpoint: dict[str, Any], *loaders: Any) -> None:
+def resume_random_state(args: argparse.Namespace, checkpoint: dict[str, Any], loader: Any, eval_loader: Any) -> None:
     """Put the random generators of all ranks where the checkpoint left them."""
-    if args.a2aug_branches == 1:
-        # Workers of plain training draw from streams of their own, which must not be the first epoch's again.
-        utils.random_seed(args.seed + 1000 * (checkpoint.get('epoch', 0) + 1), args.rank)
-    for loader in filter(None, loaders):
-        start_workers(loader)
     states = checkpoint.get('rng', [])
-    if len(states) == args.world_size:
+    is_own = len(states) == args.world_size
+    workers = states[args.rank].get('workers') if is_own else None
+    if args.a2aug_branches == 1 and not workers:
+        # The streams of plain training's workers must not be the first epoch's again.
+        utils.random_seed(args.seed + 1000 * (checkpoint.get('epoch', 0) + 1), args.rank)
+    start_workers(loader, workers)
+    if eval_loader is not None:
+        start_workers(eval_loader)
+    if is_own:
         set_rng_state(states[args.rank])
     else:
         _logger.warning('The random state of %d ranks cannot continue on %d.', len(states), args.world_size)

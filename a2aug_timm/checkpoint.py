@@ -4,7 +4,6 @@ import json
 import operator
 import os
 import pickle
-import random
 import re
 import shutil
 import uuid
@@ -13,13 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 import torch
 from timm.models import clean_state_dict
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
-from torch import distributed as dist
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -134,34 +131,6 @@ def load_weights(
     state_dict = state_dict_of(checkpoint, use_ema)
     check_weights(model, state_dict, source)
     model.load_state_dict(state_dict)
-
-
-def rng_state() -> dict[str, Any]:
-    """State of this process's global generators, as primitives and tensors."""
-    name, keys, *rest = np.random.get_state()
-    state = {'python': random.getstate(), 'numpy': (name, keys.tolist(), *rest), 'torch': torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state['cuda'] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what ``rng_state`` returned."""
-    version, keys, gauss = state['python']
-    random.setstate((version, tuple(keys), gauss))
-    np.random.set_state(tuple(state['numpy']))
-    torch.set_rng_state(state['torch'])
-    if 'cuda' in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state['cuda'])
-
-
-def gather_rng_states() -> list[dict[str, Any]]:
-    """``rng_state`` of every rank; every rank must call this."""
-    if not dist.is_initialized():
-        return [rng_state()]
-    states = [None] * dist.get_world_size()
-    dist.all_gather_object(states, rng_state())
-    return states
 
 
 def training_state(

@@ -234,15 +234,3 @@ def set_epoch(loader: Any, epoch: int) -> None:
     for name in ('dataset', 'batch_sampler', 'sampler'):
         if hasattr(part := getattr(loader, name, None), 'set_epoch'):
             part.set_epoch(epoch)
-
-
-def start_workers(loader: Any) -> None:
-    """Start the persistent workers of a timm loader now rather than at its first epoch.
-
-    Starting draws from torch's global generator. A resumed run does it before it restores that generator, so that
-    its epochs begin in the same state as those of a run which never stopped.
-    """
-    data_loader = getattr(loader, 'loader', loader)
-    if data_loader.num_workers and data_loader.persistent_workers:
-        iter(data_loader)
-

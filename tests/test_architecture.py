@@ -14,6 +14,7 @@ MAY_IMPORT = {
     'loss_meters': set(),
     'metrics': set(),
     'views': {'policies'},
+    'random_state': set(),
     'mixup': set(),
     'task': {'branches', 'loss'},
     'checkpoint': set(),

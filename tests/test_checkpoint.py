@@ -21,11 +21,10 @@ from a2aug_timm.checkpoint import (
     load_training_state,
     read_checkpoint,
     remove_unfinished,
-    rng_state,
-    set_rng_state,
     state_dict_of,
     training_state,
 )
+from a2aug_timm.random_state import rng_state, set_rng_state
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):

@@ -66,9 +66,10 @@ def build_loaders(
         device=device, distributed=args.distributed, use_prefetcher=not args.no_prefetcher,
         img_dtype=model_dtype(args) or torch.float32)
     transform = _transform_settings(args, data_config)
+    eval_transform = {name: data_config[name] for name in ('interpolation', 'crop_pct', 'crop_mode')}
     if args.naflex_loader:
         common['channels'] = data_config['input_size'][0]
-        return build_naflex_loaders(args, model, train_set, eval_set, collate, transform, common)
+        return build_naflex_loaders(args, model, train_set, eval_set, collate, transform, eval_transform, common)
     common['input_size'] = data_config['input_size']
     is_joint = args.a2aug_branches > 1
     is_scheduled = args.train_img_sizes is not None
@@ -105,9 +106,7 @@ def build_loaders(
         if args.distributed and isinstance(eval_set, IterableImageDataset):
             common['num_workers'] = min(2, args.workers)  # each worker of each rank pads its share of a stream
         eval_loader = create_loader(
-            eval_set, batch_size=args.validation_batch_size or args.batch_size,
-            interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
-            crop_mode=data_config['crop_mode'], **common)
+            eval_set, batch_size=args.validation_batch_size or args.batch_size, **eval_transform, **common)
     return loader, eval_loader
 
 

@@ -20,12 +20,13 @@ def build_naflex_loaders(
         eval_set: Dataset | None,
         mixup: NaFlexMixup | None,
         transform: dict[str, Any],
+        eval_transform: dict[str, Any],
         common: dict[str, Any],
 ) -> tuple[Any, Any]:
     """Loaders of training and validation patches.
 
     Args:
-        transform: How a training image becomes a tensor.
+        transform: How a training image becomes a tensor; ``eval_transform`` a validation image.
         common: What both loaders share.
 
     Raises:
@@ -47,7 +48,7 @@ def build_naflex_loaders(
         return loader, None
     return loader, create_naflex_loader(
         eval_set, batch_size=args.validation_batch_size or args.batch_size, patch_size=patch_size,
-        max_seq_len=args.naflex_max_seq_len, **common)
+        max_seq_len=args.naflex_max_seq_len, **eval_transform, **common)
 
 
 def build_naflex_loss_scale(args: argparse.Namespace, device: torch.device) -> Callable[[int], float] | None:

@@ -12,9 +12,10 @@ from torch import distributed as dist
 from torch import nn
 
 from ..branches import branch_logits
-from ..checkpoint import gather_rng_states, training_state
+from ..checkpoint import training_state
 from ..engine import OptimizerStep, Update, evaluate
 from ..export import build_model
+from ..random_state import RememberingCollate, gather_rng_states
 from ..run_folder import RunFolder
 from ..summary import summary_row
 from ..task import A2AugTask
@@ -30,6 +31,7 @@ class Run:
     Attributes:
         args: All arguments; ``run_args`` are those that belong to the run and not to this invocation.
         config: The plain model, as ``model_config`` describes it.
+        workers: Remembers the random states of plain training's workers.
         log: Takes the row of each epoch's summary.
     """
     args: argparse.Namespace
@@ -40,6 +42,7 @@ class Run:
     run_args: dict[str, Any]
     config: dict[str, Any]
     data_config: dict[str, Any]
+    workers: RememberingCollate | None = None
     log: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
 
     def on_update(self, update: Update) -> None:
@@ -119,8 +122,9 @@ class Run:
     def _state(self) -> dict[str, Any]:
         """Tensors, random state and arguments of a checkpoint; every rank must call this."""
         step = self.step
+        rng = gather_rng_states(None if self.workers is None else self.workers.read())
         return {**training_state(step.task, step.optimizer, step.lr_scheduler, step.loss_scaler),
-                'arch': self.args.model, 'args': self.run_args, 'rng': gather_rng_states()}
+                'arch': self.args.model, 'args': self.run_args, 'rng': rng}
 
     def _as_built(self, model: nn.Module) -> nn.Module:
         """The model as timm builds it, where ``--torchscript`` or ``--split-bn`` has made something else of it."""
