@@ -1,0 +1,190 @@
+"""train.py's flags at work: each one seen in what a short run leaves behind."""
+import csv
+import math
+
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from timm.models import save_for_hf
+
+import train
+from a2aug_timm.branches import MultiBranchNorm
+from a2aug_timm.checkpoint import read_checkpoint
+from a2aug_timm.export import load_branches
+
+SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
+         '32', '--mean', '0.3', '--std', '0.35', '--hflip', '0', '--warmup-epochs', '0', '--lr', '0.05', '-b', '256',
+         '-vb', '360', '-j', '0', '--device', 'cpu', '--epochs', '1']
+THREE = ['--a2aug-branches', '3']
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Train and return the folder, the summary's rows, the last checkpoint, and what train.py built."""
+    def go(*argv, name='run'):
+        built = {}
+        for part in ('build_task', 'build_loaders', 'build_optimizer'):
+            original = getattr(train, part)
+            monkeypatch.setattr(train, part, lambda *args, _f=original, _n=part: built.setdefault(_n, _f(*args)))
+        train.main([*SMALL, '--output', str(tmp_path), '--experiment', name, *map(str, argv)])
+        monkeypatch.undo()
+        with open(tmp_path / name / 'summary.csv', encoding='utf-8') as file:
+            rows = list(csv.DictReader(file))
+        assert all(math.isfinite(float(row['train_loss'])) for row in rows)
+        assert (tmp_path / name / 'export' / 'model.safetensors').exists()
+        return tmp_path / name, rows, read_checkpoint(tmp_path / name / 'last.pth.tar'), built
+    return go
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A pretrained model of digits in a folder."""
+    save_for_hf(timm.create_model('test_byobnet', num_classes=10, in_chans=1), tmp_path / 'teacher')
+    return f'local-dir:{tmp_path}/teacher'
+
+
+def test_every_norm_can_have_branches_and_the_checkpoint_knows_it(run):
+    folder, _, checkpoint, _ = run(
+        *THREE, '--model', 'test_vit', '--img-size', '32', '--a2aug-norm', 'all', '--opt', 'adamw')
+    model = load_branches(checkpoint, 'last')
+    assert any(isinstance(module, MultiBranchNorm) for module in model.modules())
+    assert any('.branches.2.' in key for key in checkpoint['state_dict'])
+    plain = timm.create_model(f'local-dir:{folder}/export', pretrained=True)
+    assert type(plain.norm) is not MultiBranchNorm
+
+
+def test_binary_cross_entropy_is_the_loss_of_every_branch(run):
+    *_, built = run(*THREE, '--bce-loss', '--bce-sum', '--bce-target-thresh', '0.3', '--bce-pos-weight', '2')
+    criterion = built['build_task'].trainable_module.loss.criterion
+    logits, target = torch.randn(4, 10), torch.tensor([1, 2, 3, 0])
+    smoothed = torch.nn.functional.one_hot(target, 10) * 0.9 + 0.01
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, (smoothed > 0.3).float(), pos_weight=torch.tensor(2.), reduction='none').sum(1).mean()
+    torch.testing.assert_close(criterion(logits, target), expected)
+
+
+def test_half_precision_weights_leave_the_loss_and_mu_in_float32(run):
+    _, _, checkpoint, built = run(
+        *THREE, '--model-dtype', 'bfloat16', '--grad-checkpointing', '--no-prefetcher', '--channels-last')
+    weights = checkpoint['state_dict']
+    assert weights['fc.weight'].dtype == torch.bfloat16 and checkpoint['task_state']['mu_logits'].dtype == torch.float32
+    # 1,437 images in batches of 256: five updates, each counted once although activations were computed twice.
+    assert weights['layer1.0.bn1.branches.1.num_batches_tracked'] == 5
+    assert built['build_task'].get_eval_model().grad_checkpointing
+
+
+@pytest.mark.parametrize('argv', [THREE, [], ['--kd-distill-type', 'feature']], ids=' '.join)
+def test_an_external_teacher_is_added_to_the_loss(run, teacher, argv):
+    _, rows, _, built = run('--kd-model-name', teacher, '--task-loss-weight', '0.3', '--kd-temperature', '2', *argv)
+    names = ['train_kd_0', 'train_kd_2'] if argv is THREE else ['train_kd_loss', 'train_task_loss']
+    assert all(float(rows[0][name]) > 0 for name in names)
+    task = built['build_task']
+    assert task.distill_loss_weight == pytest.approx(0.7) and not task.teacher.model.training
+    # Images are normalised for the student by what the command line says, for the teacher by its own settings.
+    images = torch.full((1, 1, 2, 2), 0.5)
+    student = (images - 0.3) / 0.35
+    config = task.teacher.model.pretrained_cfg
+    expected = (images - sum(config['mean']) / len(config['mean'])) / (sum(config['std']) / len(config['std']))
+    torch.testing.assert_close(
+        task.teacher.normalize_input(student, task.student_mean, task.student_std), expected)
+
+
+def test_a_batch_can_have_one_of_several_sizes_and_its_gradient_the_weight_of_its_images(run):
+    *_, built = run(
+        *THREE, '--train-img-sizes', '32', '48', '--train-batch-sizes', '256', '128', '--reprob', '0.5', '--resplit',
+        '--variable-batch-loss-scale', 'sqrt', '--lr', '0', '--lr-base', '0.1')
+    loader = built['build_loaders'][0]
+    shapes = {(images.shape, len(target)) for images, target in loader}
+    assert shapes == {((768, 1, 32, 32), 256), ((384, 1, 48, 48), 128)}
+    assert loader.random_erasing.num_splits == 3
+    assert built['build_optimizer'][0].param_groups[0]['initial_lr'] == pytest.approx(0.1 * 192 / 256)
+    assert all(transform.policies.policies == loader.dataset.transforms[0].policies.policies
+               for transform in loader.dataset.transforms)
+
+
+def test_a_compiled_run_is_the_same_run(run):
+    argv = [*THREE, '--model-ema', '--model-ema-decay', '0.5', '--mixup', '0.2']
+    _, eager, checkpoint, _ = run(*argv)
+    _, compiled, other, _ = run(*argv, '--torchcompile', 'eager', name='compiled')
+    assert eager == compiled
+    assert all(torch.equal(value, other['state_dict'][key]) for key, value in checkpoint['state_dict'].items())
+
+
+@pytest.mark.filterwarnings('ignore:.torch.jit.:FutureWarning', 'ignore:.torch.jit.:DeprecationWarning')
+@pytest.mark.parametrize('argv', [
+    ['--torchscript', '--model-ema'],
+    ['--aug-splits', '2', '--split-bn', '--jsd-loss', '--aa', 'rand-m9', '--reprob', '0.5', '--resplit']], ids=' '.join)
+def test_what_timm_makes_of_a_plain_model_is_exported_as_the_plain_model(run, argv):
+    folder, rows, checkpoint, _ = run(*argv)
+    model = timm.create_model(f'local-dir:{folder}/export', pretrained=True)
+    weights = checkpoint['state_dict_ema' if '--model-ema' in argv else 'state_dict']
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert any('aux_bn' in key for key in weights) == ('--split-bn' in argv)
+
+
+def test_recovery_checkpoints_begin_their_epoch_again_and_end_with_it(run, tmp_path, monkeypatch):
+    kept = []
+    original = train.RunFolder.save_recovery
+
+    def keep(self, state, epoch, update):
+        original(self, state, epoch, update)
+        path, = self.path.glob('recovery-*.pth.tar')
+        kept.append((path.name, path.read_bytes()))
+    monkeypatch.setattr(train.RunFolder, 'save_recovery', keep)
+    folder, _, _, _ = run(*THREE, '--recovery-interval', '2', '--epochs', '2')
+    assert [name for name, _ in kept] == [f'recovery-{epoch}-{update}.pth.tar' for epoch in (0, 1) for update in (1, 3)]
+    assert not list(folder.glob('recovery-*'))
+
+    recovery = folder / kept[2][0]
+    recovery.write_bytes(kept[2][1])
+    train.main(['--resume', str(recovery), '--device', 'cpu', '--output', str(tmp_path), '--experiment', 'again'])
+    with open(tmp_path / 'again' / 'summary.csv', encoding='utf-8') as file:
+        assert [row['epoch'] for row in csv.DictReader(file)] == ['0', '1']
+
+
+def test_pictures_of_batches_show_a_row_a_view(run):
+    folder, *_ = run(*THREE, '--save-images', '--log-interval', '3', '--synchronize-step')
+    pictures = sorted(folder.glob('train-batch-*.jpg'))
+    assert [path.name for path in pictures] == [f'train-batch-{i}.jpg' for i in (0, 3, 4)]
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (32 * 32, 3 * 32)
+
+
+def test_the_head_starts_as_it_is_told(run):
+    *_, checkpoint, _ = run(*THREE, '--head-init-scale', '0', '--head-init-bias', '-3', '--lr', '1e-12')
+    assert checkpoint['state_dict']['fc.weight'].abs().max() < 1e-6
+    torch.testing.assert_close(checkpoint['state_dict']['fc.bias'], torch.full((10,), -3.))
+
+
+def test_rows_go_to_wandb(run, monkeypatch):
+    sent = []
+
+    class Wandb:
+        @staticmethod
+        def init(**kwargs):
+            sent.append(kwargs)
+            return type('Run', (), {'log': staticmethod(sent.append)})
+    monkeypatch.setitem(__import__('sys').modules, 'wandb', Wandb)
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: name)
+    folder, rows, _, _ = run(*THREE, '--log-wandb', '--wandb-project', 'p', '--wandb-tags', 'a', 'b')
+    assert sent[0]['project'] == 'p' and sent[0]['tags'] == ['a', 'b'] and sent[0]['name'] == folder.name
+    assert sent[0]['config']['a2aug_policies'] == yaml.safe_load((folder / 'args.yaml').read_text())['a2aug_policies']
+    assert {name: str(value) for name, value in sent[1].items()} == rows[0]
+
+
+def test_a_naflex_model_trains_on_patches(image_folder, tmp_path):
+    train.main(['--data-dir', str(image_folder), '--model', 'naflexvit_base_patch16_gap', '--model-kwargs',
+                'embed_dim=32', 'depth=1', 'num_heads=2', '--num-classes', '2', '--naflex-loader',
+                '--naflex-train-seq-lens', '4', '9', '--naflex-max-seq-len', '9', '-b', '8', '-j', '0', '--device',
+                'cpu', '--epochs', '1', '--lr', '0.01', '--mixup', '0.2', '--output', str(tmp_path), '--experiment', 'naflex'])
+    assert (tmp_path / 'naflex' / 'export' / 'model.safetensors').exists()
+
+
+def test_two_ranks_repeat_images_with_draws_of_their_own(run_script, tmp_path):
+    run_script('./distributed_train.sh', '2', *SMALL, *THREE, '-b', '128', '--aug-repeats', '2', '--output', tmp_path,
+               '--experiment', 'repeats')
+    checkpoint = read_checkpoint(tmp_path / 'repeats' / 'last.pth.tar')
+    # 1,437 images, rounded down to a multiple of 256 and shared by two ranks: five batches of 128 each.
+    assert checkpoint['state_dict']['bn1.branches.0.num_batches_tracked'] == 5
