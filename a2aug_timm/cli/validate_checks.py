@@ -31,7 +31,7 @@ _EXCLUDES = {
     'checkpoint': ('pretrained',),
     'valid_labels': ('real_labels',),
     'naflex_loader': ('crop_pct', 'crop_mode', 'crop_border_pixels', 'img_size', 'input_size', 'use_train_size',
-                      'test_pool', 'channels_last', 'tf_preprocessing'),
+                      'test_pool', 'channels_last', 'tf_preprocessing', 'torchscript', 'aot_autograd'),
     'tf_preprocessing': ('no_prefetcher', 'crop_pct', 'crop_mode', 'crop_border_pixels', 'input_img_mode'),
 }
 
