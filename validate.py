@@ -96,7 +96,7 @@ def build(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool 
         label_names = [label_names[label] for label in valid]
     dataset = build_dataset(args, data_config, label_names)
     check_classes(dataset, first.num_classes, valid)
-    build_meters(args, dataset, first.num_classes)
+    build_meters(args, dataset, first.num_classes)  # which refuses labels that are not of these images
     candidate = Candidate(
         branches, dataset, data_config, valid, num_classes=first.num_classes,
         param_count=sum(parameter.numel() for parameter in first.parameters()),

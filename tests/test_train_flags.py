@@ -178,7 +178,8 @@ def test_a_naflex_model_trains_on_patches(image_folder, tmp_path):
     train.main(['--data-dir', str(image_folder), '--model', 'naflexvit_base_patch16_gap', '--model-kwargs',
                 'embed_dim=32', 'depth=1', 'num_heads=2', '--num-classes', '2', '--naflex-loader',
                 '--naflex-train-seq-lens', '4', '9', '--naflex-max-seq-len', '9', '-b', '8', '-j', '0', '--device',
-                'cpu', '--epochs', '1', '--lr', '0.01', '--mixup', '0.2', '--output', str(tmp_path), '--experiment', 'naflex'])
+                'cpu', '--epochs', '1', '--lr', '0.01', '--mixup', '0.2', '--output', str(tmp_path),
+                '--experiment', 'naflex'])
     assert (tmp_path / 'naflex' / 'export' / 'model.safetensors').exists()
 
 

@@ -81,7 +81,7 @@ def branch_table(
         mu: Sequence[float],
         best: int | None,
 ) -> Table:
-    """Table of an evaluation: a row a branch (policy, μ, top-1, top-5, loss), then the ensemble's.
+    """Table of an evaluation: a row a branch (policy, μ, top-1, top-5, loss, other metrics), then the ensemble's.
 
     Args:
         labels: Policy of each branch.
@@ -92,7 +92,7 @@ def branch_table(
     table = Table()
     for name in ('', 'policy'):
         table.add_column(name, no_wrap=True)
-    for name in ('μ', 'top-1', 'top-5', 'loss'):
+    for name in ('μ', 'top-1', 'top-5', 'loss', *_others(metrics[0])):
         table.add_column(name, justify='right', no_wrap=True)
     for i, label in enumerate(labels):
         mark = '*' if i == best else ''
@@ -112,5 +112,10 @@ def print_table(title: str, table: Table) -> None:
     console.print(table)
 
 
-def _cells(metrics: dict[str, float]) -> tuple[str, str, str]:
-    return f"{metrics['top1']:.2f}", f"{metrics['top5']:.2f}", f"{metrics['loss']:.4f}"
+def _cells(metrics: dict[str, float]) -> tuple[str, ...]:
+    others = (f'{metrics[name]:.2f}' for name in _others(metrics))
+    return f"{metrics['top1']:.2f}", f"{metrics['top5']:.2f}", f"{metrics['loss']:.4f}", *others
+
+
+def _others(metrics: dict[str, float]) -> list[str]:
+    return [name for name in metrics if name not in ('top1', 'top5', 'loss')]

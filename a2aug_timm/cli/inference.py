@@ -73,9 +73,7 @@ def place(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if args.torchscript:
-        with warnings.catch_warnings():
-            # torch says with every layer that TorchScript is deprecated.
-            warnings.simplefilter('ignore')
+        with _without_deprecations():
             try:
                 model = torch.jit.script(model)
             except Exception as error:  # whatever the compiler meets in a model's source
@@ -84,9 +82,36 @@ def place(args: argparse.Namespace, model: nn.Module) -> nn.Module:
         torch._dynamo.reset()  # of several models each may be compiled as often as one
         model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
     elif args.aot_autograd:
-        from functorch.compile import memory_efficient_fusion
-        model = memory_efficient_fusion(model)
+        model = FusedByShape(model)
     return nn.DataParallel(model, device_ids=list(range(args.num_gpu))) if args.num_gpu > 1 else model
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Leave out that TorchScript is deprecated, which torch says with every layer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+class FusedByShape(nn.Module):
+    """A network that functorch's AOT autograd fuses anew for each shape of images, for it fixes the shape that it sees.
+
+    The last batch is smaller than the others more often than not.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self._fused: dict[torch.Size, nn.Module] = {}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.shape in self._fused:
+            return self._fused[images.shape](images)
+        from functorch.compile import memory_efficient_fusion
+        fused = self._fused[images.shape] = memory_efficient_fusion(self.model)
+        with _without_deprecations():
+            return fused(images)
 
 
 @contextmanager

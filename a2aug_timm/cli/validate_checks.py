@@ -31,7 +31,7 @@ _EXCLUDES = {
     'checkpoint': ('pretrained',),
     'valid_labels': ('real_labels',),
     'naflex_loader': ('crop_pct', 'crop_mode', 'crop_border_pixels', 'img_size', 'input_size', 'use_train_size',
-                      'test_pool', 'channels_last', 'tf_preprocessing'),
+                      'test_pool', 'channels_last', 'tf_preprocessing', 'torchscript', 'aot_autograd'),
     'tf_preprocessing': ('no_prefetcher', 'crop_pct', 'crop_mode', 'crop_border_pixels', 'input_img_mode'),
 }
 
@@ -142,6 +142,6 @@ def read_valid_labels(path: str) -> list[int]:
 
 def _check_device(args: argparse.Namespace) -> None:
     if args.num_gpu > 1:
-        num_gpus = torch.cuda.device_count() if args.device == 'cuda' else 0
+        num_gpus = torch.cuda.device_count() if args.device in ('cuda', 'cuda:0') else 0
         if args.num_gpu > num_gpus:
             raise ValueError(f'--num-gpu {args.num_gpu} needs as many GPUs, --device {args.device} has {num_gpus}')

@@ -68,7 +68,7 @@ def _names_of(model: str) -> list[str] | None:
     """Names that ``all``, a wildcard or a file stands for; None if it is a name itself."""
     if model == 'all':
         return timm.list_models(pretrained=True, exclude_filters=_NO_IMAGENET_CLASSIFIER)
-    if timm.is_model(model) or timm.models.parse_model_name(model)[0] is not None:
+    if ':' in model or timm.is_model(model):  # local-dir: and hf-hub: name one
         return None
     if names := timm.list_models(model, pretrained=True):
         return names
