@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import timm
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from a2aug_timm import MultiBranchNorm
 
@@ -17,11 +18,14 @@ def create(arch: str, **kwargs) -> nn.Module:
     """A timm model in training mode whose forward draws nothing and whose every layer matters to its outputs."""
     model = timm.create_model(arch, num_classes=NUM_CLASSES, **kwargs).train()
     for module in model.modules():
-        for name, value in vars(module).items():
+        for name, value in list(vars(module).items()):
             # `p` is a dropout's rate, but a pooling's exponent.
             is_rate = re.search('drop', name) or (name == 'p' and isinstance(module, nn.modules.dropout._DropoutNd))
             if is_rate and isinstance(value, float):
                 setattr(module, name, 0.)
+        if isinstance(module, _BatchNorm):
+            # One step's statistics are almost those of its batch then, without which deep networks overflow in eval.
+            module.momentum = 0.9
     with torch.no_grad():
         for parameter in model.parameters():
             # Last norms of blocks start at 0 and layer scales near it, which hides the layers before them.
