@@ -5,16 +5,20 @@ from contextlib import contextmanager
 
 import torch
 from timm.layers import BatchNormAct2d
+from timm.models.mlp_mixer import Affine
 from timm.utils import unwrap_model
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-_NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# ResMLP has Affine where other networks have a norm.
+_NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, Affine)
 # timm's norm layers that are none of torch's, by the modules that define them.
 _TIMM_NORMS = {f'timm.layers.{name}' for name in (
     'norm', 'norm_act', 'evo_norm', 'filter_response_norm', 'grn', 'inplace_abn')}
+# Networks of timm whose attention runs over the images of a batch, by these modules: a view would answer for another.
+_MIX_IMAGES = {'timm.models.csatv2'}
 
 
 class MultiBranchNorm(nn.Module):
@@ -131,13 +135,14 @@ def convert_multi_branch_bn(model: nn.Module, num_branches: int) -> nn.Module:
 def convert_multi_branch_norm(model: nn.Module, num_branches: int) -> nn.Module:
     """Replace every norm layer of a model, batch norm or not, by a ``MultiBranchNorm``, in place, and return the model.
 
-    LayerNorm, GroupNorm, RMSNorm, InstanceNorm, EvoNorm, FilterResponseNorm, GlobalResponseNorm and timm's variants of
-    them count; layers without parameters and statistics do not, since there is nothing to give each branch.
+    LayerNorm, GroupNorm, RMSNorm, InstanceNorm, EvoNorm, FilterResponseNorm, GlobalResponseNorm, timm's variants of
+    them and ResMLP's Affine count; layers without parameters and statistics do not, since there is nothing to give each
+    branch.
 
     Differs from paper: §4.3 gives each branch a batch norm of its own, and no other norm.
 
     Raises:
-        ValueError: The model has no norm layer, or has branches already.
+        ValueError: The model has no norm layer, has branches already, or mixes the images of a batch (CSATv2).
     """
     return _convert(model, num_branches, _is_norm, 'norm layer')
 
@@ -150,11 +155,14 @@ def _is_norm(module: nn.Module) -> bool:
 def _convert(model: nn.Module, num_branches: int, is_norm: Callable[[nn.Module], bool], what: str) -> nn.Module:
     if num_branches_of(model) > 1:
         raise ValueError('the model has branches already')
+    if any(type(module).__module__ in _MIX_IMAGES for module in model.modules()):
+        raise ValueError(f'{type(model).__name__} mixes the images of a batch, so its views cannot be trained jointly')
     converted = _replace_modules(
         model, is_norm,
         lambda norm: (MultiBranchBN if isinstance(norm, _BatchNorm) else MultiBranchNorm)(norm, num_branches))
     if num_branches_of(converted) == 1:
-        norms = sorted({type(m).__name__ for m in model.modules() if 'norm' in type(m).__name__.lower()})
+        norms = sorted({type(m).__name__ for m in model.modules()
+                        if 'norm' in type(m).__name__.lower() and not any(m.children())})
         raise ValueError(f'{type(model).__name__} has no {what} to give each branch its own; its norms are: '
                          f'{", ".join(norms) or "none"}')
     return converted

@@ -1,0 +1,243 @@
+"""Every kind of network in timm: one joint step equals N separate ones, and a branch comes out as timm built it."""
+import copy
+import tempfile
+
+import pytest
+import timm
+import torch
+from joint_and_separate import N, create, differences, make_branches_differ, separate_models
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from a2aug_timm import (
+    A2AugTask,
+    MultiBranchBN,
+    MultiBranchNorm,
+    convert_multi_branch_bn,
+    convert_multi_branch_norm,
+    export_branch,
+    extract_branch,
+    select_branch,
+)
+from a2aug_timm.branches import _is_norm
+
+B = 2
+# The smallest architecture of each of timm's files that has a batch norm: the image's side, and arguments that make it
+# smaller where they can.
+BATCH_NORM = {
+    'halonet_h1': (256, {}),
+    'test_byobnet': (32, {}),
+    'convmixer_768_32': (32, {}),
+    'cpubone_nano': (64, {}),
+    'cs3darknet_focus_s': (64, {}),
+    'cspnext_tiny': (64, {}),
+    'densenet121': (64, {'block_config': (2, 2, 2, 2)}),
+    'dla46x_c': (64, {}),
+    'dpn48b': (64, {}),
+    'efficientformer_l1': (224, {'depths': (1, 1, 1, 2)}),
+    'efficientformerv2_s0': (64, {'img_size': 64, 'depths': (1, 1, 2, 2)}),
+    'test_efficientnet': (32, {}),
+    'efficientvim_m1': (64, {}),
+    'efficientvit_b0': (64, {}),
+    'efficientvit_m0': (128, {'img_size': 128}),
+    'fasternet_t0': (64, {}),
+    'fastvit_t8': (64, {}),
+    'ghostnet_050': (64, {}),
+    'hardcorenas_b': (64, {}),
+    'hgnetv2_b0': (64, {}),
+    'hrnet_w18_small': (64, {}),
+    'iformer_t': (64, {}),
+    'inception_next_atto': (64, {}),
+    'inception_resnet_v2': (96, {}),
+    'inception_v3': (75, {}),
+    'inception_v4': (96, {}),
+    'lcnetv2_small': (64, {}),
+    'levit_128s': (128, {'img_size': 128}),
+    'lowformer_b0': (64, {}),
+    'test_coatnet': (64, {'img_size': 64}),
+    'lcnet_035': (64, {}),
+    'mobilevit_xxs': (64, {}),
+    'nasnetalarge': (64, {}),
+    'nextvit_small': (64, {}),
+    'pnasnet5large': (64, {}),
+    'regnetx_002': (64, {}),
+    'repghostnet_050': (64, {}),
+    'repvit_m1': (64, {'depth': (1, 1, 2, 1)}),
+    'res2next50': (64, {'layers': (1, 1, 1, 1)}),
+    'resnest14d': (64, {}),
+    'test_resnet': (32, {}),
+    'resnetv2_18': (64, {}),
+    'rexnet_100': (64, {}),
+    'selecsls42': (64, {}),
+    'legacy_seresnet18': (64, {}),
+    'shvit_s1': (64, {}),
+    'skresnet18': (64, {}),
+    'starnet_s050': (64, {}),
+    'swiftformer_xs': (64, {}),
+    'tiny_vit_5m_224': (64, {}),
+    'tresnet_m': (64, {'layers': (1, 1, 1, 1)}),
+    'vgg11_bn': (32, {'mlp_ratio': 0.02}),
+    'visformer_tiny': (64, {'img_size': 64}),
+    'vit_small_resnet50d_s16_224': (64, {'img_size': 64, 'depth': 2}),
+    'volo_d1_224': (64, {'img_size': 64}),
+    'ese_vovnet19b_slim_dw': (64, {}),
+    'legacy_xception': (64, {}),
+    'xception41p': (64, {}),
+    'xcit_nano_12_p8_224': (64, {'img_size': 64}),
+}
+# Likewise of those that have another norm and no batch norm; CSATv2, which mixes a batch's images, is refused.
+OTHER_NORMS = {
+    'beit_base_patch16_224': (64, {'img_size': 64, 'depth': 2}),
+    'regnetz_b16_evos': (64, {}),
+    'cait_xxs24_224': (64, {'img_size': 64, 'depth': 2}),
+    'coat_tiny': (64, {'img_size': 64}),
+    'convit_tiny': (64, {'img_size': 64}),
+    'test_convnext': (32, {}),
+    'crossvit_tiny_240': (240, {}),
+    'davit_tiny': (64, {'depths': (1, 1, 1, 1)}),
+    'deepseek_vit_412m': (64, {}),
+    'deit_tiny_patch16_224': (64, {'img_size': 64, 'depth': 2}),
+    'edgenext_xx_small': (64, {}),
+    'test_efficientnet_gn': (32, {}),
+    'vit_tiny_patch16_dinov3_qkvb': (64, {'img_size': 64}),
+    'focalnet_tiny_srf': (64, {}),
+    'gcvit_xxtiny': (64, {'img_size': 64}),
+    'gemma4_vit_167m_enc': (64, {}),
+    'gmlp_ti16_224': (64, {'img_size': 64}),
+    'hiera_tiny_224': (64, {'img_size': 64}),
+    'sam2_hiera_tiny': (64, {}),
+    'test_mambaout': (32, {}),
+    'coatnext_nano_rw_224': (64, {'img_size': 64}),
+    'poolformerv2_s12': (64, {}),
+    'mobilenetv5_base': (64, {}),
+    'mvitv2_tiny': (64, {'img_size': 64}),
+    'naflexvit_base_patch16_parfac_gap': (64, {}),
+    'nest_tiny': (64, {'img_size': 64}),
+    'pit_ti_224': (64, {'img_size': 64}),
+    'pvt_v2_b0': (64, {}),
+    'qwen3_vit_88m': (64, {}),
+    'rdnet_tiny': (64, {}),
+    'regnety_040_sgn': (64, {}),
+    'resnet50_gn': (64, {'layers': (1, 1, 1, 1)}),
+    'resnetv2_50x1_bit': (32, {}),
+    'samvit_base_patch16_224': (64, {'img_size': 64, 'depth': 2}),
+    'sequencer2d_s': (64, {'img_size': 64}),
+    'swin_tiny_patch4_window7_224': (64, {'img_size': 64, 'depths': (2, 2, 2, 2)}),
+    'swinv2_tiny_window16_256': (64, {'img_size': 64, 'depths': (2, 2, 2, 2)}),
+    'swinv2_cr_tiny_224': (64, {'img_size': 64, 'depths': (2, 2, 2, 2)}),
+    'test_vit': (32, {'img_size': 32}),
+    'test_vit_relpos': (32, {'img_size': 32}),
+    'tnt_s_legacy_patch16_224': (64, {'img_size': 64, 'depth': 2}),
+    'twins_svt_small': (64, {'img_size': 64, 'depths': (1, 1, 1, 1)}),
+    'vit_tiny_r_s16_p8_224': (64, {'img_size': 64}),
+    'vitamin_small_224': (64, {'img_size': 64}),
+    'ese_vovnet39b_evos': (64, {}),
+    'resmlp_12_224': (64, {'img_size': 64}),
+}
+# Networks of a kind of which timm has no small one.
+SLOW = {'halonet_h1', 'inception_resnet_v2', 'inception_v4', 'nasnetalarge', 'pnasnet5large',
+        'deepseek_vit_412m', 'gemma4_vit_167m_enc', 'mobilenetv5_base', 'naflexvit_base_patch16_parfac_gap',
+        'qwen3_vit_88m'}
+# timm fetches the backbone of these from the hub for any `pretrained=True`, also with a file of weights for all of it.
+BACKBONE_FROM_HUB = {'vit_small_resnet50d_s16_224'}
+
+
+def archs(table):
+    return [pytest.param(arch, *settings, marks=[pytest.mark.slow] if arch in SLOW else [], id=arch)
+            for arch, settings in table.items()]
+
+
+@pytest.mark.parametrize('arch, size, kwargs', archs(BATCH_NORM))
+def test_a_step_with_branches_of_batch_norms_is_n_separate_steps_and_a_branch_exports(arch, size, kwargs):
+    check(arch, size, kwargs, convert_multi_branch_bn)
+
+
+@pytest.mark.parametrize('arch, size, kwargs', archs(OTHER_NORMS))
+def test_a_step_with_branches_of_other_norms_is_n_separate_steps_and_a_branch_exports(arch, size, kwargs):
+    check(arch, size, kwargs, convert_multi_branch_norm)
+
+
+def check(arch, size, kwargs, convert):
+    plain = create(arch, **kwargs).double()
+    joint = convert(copy.deepcopy(plain), N)
+    make_branches_differ(joint)
+    images, target = torch.randn(N * B, 3, size, size, dtype=torch.float64), torch.tensor([0, 1])
+    task = A2AugTask(joint, nn.CrossEntropyLoss(), N, device=torch.device('cpu'), verbose=False)
+    optimizer = torch.optim.SGD(task.parameters(), lr=1e-3)
+
+    def loss(outputs):
+        return task.trainable_module.loss(outputs[0].flatten(1), target)['loss']
+
+    found = differences(separate_models(plain, joint), joint, images, loss)
+    assert found['outputs'] < 1e-9 and found['statistics'] < 1e-9 and found['gradients'] < 1e-5, found
+    check_export(arch, kwargs, plain, joint.float().eval(), images[B:].float())
+
+    before = norm_parameters(joint.double())
+    optimizer.step()
+    after = norm_parameters(joint)
+    assert not [branch for branch in before if torch.equal(before[branch], after[branch])]
+
+
+def norm_parameters(model):
+    """Parameters of each branch of each layer, as one vector."""
+    return {f'{name}.{branch}': nn.utils.parameters_to_vector(norm.parameters())
+            for name, layer in model.named_modules() if isinstance(layer, MultiBranchNorm)
+            for branch, norm in enumerate(layer.branches)}
+
+
+def check_export(arch, kwargs, plain, joint, images):
+    extracted = extract_branch(joint, 1)
+    assert [(name, type(module)) for name, module in extracted.named_modules()] == [
+        (name, type(module)) for name, module in plain.named_modules()]
+    assert list(extracted.state_dict()) == list(plain.state_dict())
+    with tempfile.TemporaryDirectory() as folder:  # pytest's tmp_path would keep gigabytes
+        export_branch(joint, 1, folder)
+        if arch in BACKBONE_FROM_HUB:
+            model = timm.create_model(
+                arch, num_classes=plain.num_classes, checkpoint_path=f'{folder}/checkpoint.pth.tar', **kwargs)
+        else:
+            model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    with torch.no_grad(), select_branch(joint, 1):
+        expected = joint(images)
+    assert expected.isfinite().all()
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), expected)
+
+
+@pytest.mark.parametrize('arch, convert, layer', [
+    ('test_resnet', convert_multi_branch_bn, MultiBranchBN),
+    ('test_efficientnet', convert_multi_branch_bn, MultiBranchBN),
+    ('hrnet_w18_small', convert_multi_branch_bn, MultiBranchBN),
+    ('test_convnext', convert_multi_branch_norm, MultiBranchNorm),
+    ('test_vit', convert_multi_branch_norm, MultiBranchNorm),
+])
+def test_a_backbone_that_gives_feature_maps_trains_jointly(arch, convert, layer):
+    plain = timm.create_model(arch, features_only=True).double().train()
+    size = 160 if arch == 'test_vit' else 64
+    joint = convert(copy.deepcopy(plain), N)
+    assert any(isinstance(module, layer) for module in joint.modules())
+    make_branches_differ(joint)
+    images = torch.randn(N * B, 3, size, size, dtype=torch.float64)
+    found = differences(separate_models(plain, joint), joint, images)
+    assert found['outputs'] < 1e-9 and found['statistics'] < 1e-9 and found['gradients'] < 1e-5, found
+
+
+def test_a_network_that_mixes_the_images_of_a_batch_is_refused():
+    with pytest.raises(ValueError, match='CSATv2 mixes the images of a batch'):
+        convert_multi_branch_norm(timm.create_model('csatv2'), N)
+
+
+@pytest.mark.slow
+def test_the_architectures_are_the_smallest_of_each_of_timms_files():
+    smallest = {True: {}, False: {}}
+    for arch in timm.list_models():
+        with torch.device('meta'):
+            model = timm.create_model(arch, num_classes=5)
+        norms = [module for module in model.modules() if _is_norm(module)]
+        if norms:
+            of_kind = smallest[any(isinstance(norm, _BatchNorm) for norm in norms)]
+            size = sum(parameter.numel() for parameter in model.parameters())
+            module = timm.models._registry._model_to_module[arch]
+            of_kind[module] = min(of_kind.get(module, (size, arch)), (size, arch))
+    assert {arch for _, arch in smallest[True].values()} == set(BATCH_NORM)
+    assert {arch for _, arch in smallest[False].values()} == {*OTHER_NORMS, 'csatv2'}
