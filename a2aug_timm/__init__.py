@@ -3,8 +3,6 @@
 Importing it adds the keyword ``pretrained_file`` to ``timm.create_model``, see ``pretrained_file.py``.
 """
 from .branches import (
-    MultiBranchBN,
-    MultiBranchNorm,
     convert_multi_branch_bn,
     convert_multi_branch_norm,
     extract_branch,
@@ -12,6 +10,7 @@ from .branches import (
 )
 from .export import export_branch
 from .loss import A2AugLoss
+from .norms import MultiBranchBN, MultiBranchNorm
 from .policies import MultiPolicyRandAugment, sample_policies
 from .pretrained_file import add_pretrained_file
 from .task import A2AugTask

@@ -7,7 +7,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / 'a2aug_timm'
 MAY_IMPORT = {
     'policies': set(),
-    'branches': set(),
+    'norms': set(),
+    'branches': {'norms'},
     'loss': set(),
     'datasets': set(),
     'engine': {'loss_meters'},
@@ -22,7 +23,7 @@ MAY_IMPORT = {
     'export': {'branches', 'checkpoint'},
     'pretrained_file': {'export'},
     'run_folder': {'checkpoint', 'export', 'summary'},
-    '__init__': {'branches', 'export', 'loss', 'policies', 'pretrained_file', 'task'},
+    '__init__': {'branches', 'export', 'loss', 'norms', 'policies', 'pretrained_file', 'task'},
 }
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import train
-from a2aug_timm.branches import MultiBranchNorm
+from a2aug_timm import MultiBranchNorm
 from a2aug_timm.checkpoint import read_checkpoint
 from a2aug_timm.export import load_branches
 

@@ -1,0 +1,106 @@
+"""The layers with branches: one norm for each, in the place of one norm for all."""
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+
+class MultiBranchNorm(nn.Module):
+    """A norm layer with one complete set of parameters and statistics per augmentation branch.
+
+    Joint (no branch selected, training): the batch is view-major, rows ``[i*B, (i+1)*B)`` are view
+    ``i`` of the same ``B`` images and touch branch ``i`` alone. With a branch selected, every row
+    uses it, in training and in eval.
+
+    Args:
+        norm: Layer to branch; deep-copied, so fused activation, statistics and mode come along and
+            all branches start equal.
+        num_branches: ``N``, at least 2.
+
+    Shape:
+        ``[N*B, …]`` joint, ``[B, …]`` with a branch selected; the output has its input's shape. Rows may also be
+        parts of an image (windows, heads), as long as those of one view lie together.
+
+    Raises:
+        ValueError: The joint batch is not a multiple of ``N``; fewer than 2 branches.
+        RuntimeError: Eval without a selected branch; which branch answers must never be a guess.
+
+    Source: A²-Aug §4.3, Eq. 6.
+    """
+
+    def __init__(self, norm: nn.Module, num_branches: int):
+        super().__init__()
+        if num_branches < 2:
+            raise ValueError(f'a multi-branch norm has at least 2 branches, got {num_branches}')
+        self.branches = nn.ModuleList(copy.deepcopy(norm) for _ in range(num_branches))
+        self.branch: int | None = None
+        # What extract_branch() builds again if the branches have become synchronized since.
+        self.norm_class = type(norm)
+        self.training = norm.training
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.branch is not None:
+            return self.branches[self.branch](x)
+        num_branches = len(self.branches)
+        if not self.training:
+            raise RuntimeError(
+                f'this model has {num_branches} branches; choose one with select_branch(model, i) before eval')
+        if x.shape[0] % num_branches:
+            raise ValueError(
+                f'a joint batch holds {num_branches} views of each image, but {x.shape[0]} rows are not a multiple')
+        return self._joint(x.chunk(num_branches))
+
+    def _joint(self, views: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return torch.cat([norm(view) for norm, view in zip(self.branches, views, strict=True)])
+
+    def extra_repr(self) -> str:
+        return f'branch={self.branch}'
+
+
+class MultiBranchBN(MultiBranchNorm):
+    """``MultiBranchNorm`` of a batch norm, whose statistics a step moves once, also with gradient checkpointing.
+
+    Shape:
+        ``[N*B, C, H, W]`` joint, ``[B, C, H, W]`` with a branch selected; the output has its input's shape.
+        BatchNorm1d's ``[N*B, C]`` and ``[N*B, C, L]`` likewise.
+    """
+
+    def __init__(self, norm: nn.Module, num_branches: int):
+        super().__init__(norm, num_branches)
+        # A fused activation without parameters of its own is the same for all branches.
+        self.shares_activation = isinstance(norm, BatchNormAct2d) and not any(
+            True for module in (norm.act, norm.drop) for _ in module.parameters())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            # Backward asks again for activations that gradient checkpointing has not kept.
+            with _frozen_statistics(self.branches):
+                return super().forward(x)
+        return super().forward(x)
+
+    def _joint(self, views: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if not self.shares_activation:
+            return super()._joint(views)
+        # Activating the whole batch at once keeps one copy of it for backward instead of two.
+        kind = nn.SyncBatchNorm if isinstance(self.branches[0], nn.SyncBatchNorm) else nn.BatchNorm2d
+        x = torch.cat([kind.forward(norm, view) for norm, view in zip(self.branches, views, strict=True)])
+        return self.branches[0].act(self.branches[0].drop(x))
+
+
+@contextmanager
+def _frozen_statistics(norms: nn.ModuleList) -> Iterator[None]:
+    """Let batch norms compute as in training without moving their running statistics."""
+    momenta = [norm.momentum for norm in norms]
+    counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.
+    try:
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum = momentum
+            if count is not None:
+                norm.num_batches_tracked.copy_(count)
