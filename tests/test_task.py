@@ -7,14 +7,16 @@ import timm
 import torch
 import torch.multiprocessing as mp
 from timm.models import group_parameters
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.task import DistillationTeacher, LogitDistillationTask
+from timm.utils import NativeScaler
 from torch import distributed as dist
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from a2aug_timm import A2AugLoss, A2AugTask, convert_multi_branch_bn, select_branch
 from a2aug_timm.branches import branch_logits
+from a2aug_timm.engine import OptimizerStep
 from a2aug_timm.task import A2AugDistillationTask
 
 N, B = 2, 4
@@ -180,3 +182,38 @@ def test_layer_decay_gives_a_branch_the_layer_of_the_norm_that_it_replaces():
     first = {id(p) for p in model.bn1.parameters()}
     scales = {group['lr_scale'] for group in optimizer.param_groups if first & {id(p) for p in group['params']}}
     assert scales == {min(group['lr_scale'] for group in optimizer.param_groups)}
+
+
+NEEDS_A_GPU = ('bnb', 'fused')
+
+
+@pytest.mark.filterwarnings('ignore:Using backward.. with create_graph', 'ignore:It is highly recommended')
+@pytest.mark.parametrize('name', [name for name in list_optimizers() if not name.startswith(NEEDS_A_GPU)])
+def test_every_optimizer_of_timm_moves_the_network_all_branches_and_mu(name):
+    task = build()
+    task.get_eval_model()[0].bias = None  # the batch norm after it takes its gradient away
+    optimizer = create_optimizer_v2(task.get_trainable_module(), name, lr=0.01, weight_decay=0.1)
+    step = OptimizerStep(task, optimizer)
+    before = [parameter.detach().clone() for parameter in task.parameters()]
+    for seed in range(8):
+        step.optimizer.zero_grad()
+        step.accumulate(*batch(seed), accum_steps=1, need_update=True)
+    for old, new in zip(before, task.parameters(), strict=True):
+        assert new.isfinite().all() and not torch.equal(old, new)
+
+
+@pytest.mark.parametrize('clip_mode', ['norm', 'value', 'agc'])
+def test_the_scaler_of_float16_changes_no_update(clip_mode):
+    tasks = []
+    for scaler in (None, NativeScaler(device='cpu')):
+        task = build()
+        step = OptimizerStep(
+            task, torch.optim.SGD(task.parameters(), lr=0.1), loss_scaler=scaler, clip_grad=0.05, clip_mode=clip_mode)
+        for seed in range(4):
+            step.accumulate(*batch(seed), accum_steps=2, need_update=seed % 2 == 1)
+            if seed % 2:
+                step.finish(seed)
+        tasks.append(task)
+    for one, other in zip(*(task.parameters() for task in tasks), strict=True):
+        torch.testing.assert_close(one, other)
+    assert step.loss_scaler.state_dict()['_growth_tracker'] == 2
