@@ -227,7 +227,7 @@ def finished(tmp_path_factory):
     ([*THREE, '--aa', 'v0'], '--aa contradicts'), ([*THREE, '--no-aug'], '--no-aug contradicts'),
     ([*THREE, '--a2aug-no-logit-norm', '--a2aug-logit-scale', '2'], 'has no effect'),
     ([*THREE, '--a2aug-ensemble', 'average', '--a2aug-ensemble-weight', '2'], 'has no effect'),
-    ([*THREE, '--model', 'test_vit'], 'no batch norm to give each branch its own; its norms are: LayerNorm'),
+    ([*THREE, '--model', 'test_vit'], 'norms are: LayerNorm; --a2aug-norm all gives'),
     (['--model', 'resnet51'], "did you mean 'resnet5"), (['--model-kwargs', 'flavour=3'], 'flavour'),
     (['--dataset', '', '--data-dir', '/nowhere'], "no data folder '/nowhere'"), (['--dataset', ''], 'no data'),
     (['--dataset', 'torch/fashion_mnist', '--data-dir', '.'], "cannot read data set 'torch/fashion_mnist'"),

@@ -44,8 +44,7 @@ def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, dev
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
     if args.a2aug_branches > 1 and not args.a2aug_shared_bn:
-        convert = convert_multi_branch_norm if args.a2aug_norm == 'all' else convert_multi_branch_bn
-        model = convert(model, args.a2aug_branches)
+        model = _convert(args, model)
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     if has_branches:
@@ -86,6 +85,17 @@ def _create_model(args: argparse.Namespace, is_fresh: bool) -> nn.Module:
     if overlay is not None:
         _check_pretrained(args.pretrained_path, model)
     return model
+
+
+def _convert(args: argparse.Namespace, model: nn.Module) -> nn.Module:
+    if args.a2aug_norm == 'all':
+        return convert_multi_branch_norm(model, args.a2aug_branches)
+    try:
+        return convert_multi_branch_bn(model, args.a2aug_branches)
+    except ValueError as error:
+        if 'has no batch norm' not in str(error):
+            raise
+        raise ValueError(f'{error}; --a2aug-norm all gives each branch norms of every kind') from error
 
 
 def _init_head(args: argparse.Namespace, model: nn.Module) -> None:
