@@ -16,6 +16,13 @@ from timm.data.transforms import str_to_pil_interp
 NUM_LAYERS = (1, 2, 3)
 MAGNITUDES = (5, 7, 9, 11, 13, 15)
 MAX_MAGNITUDE = 30
+# RandAugment's published search grids: data set -> (numbers of layers, magnitudes).
+SPACES = {
+    'cifar10': ((3,), (4, 5, 7, 9, 11)),
+    'cifar100': ((1, 2), (2, 6, 10, 14)),
+    'svhn': ((3,), (5, 7, 9, 11)),
+    'imagenet': (NUM_LAYERS, MAGNITUDES),
+}
 
 # Largest shift as a share of the image side: the published 10 pixels at 32 pixels.
 TRANSLATE_PCT = 10 / 32

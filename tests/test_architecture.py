@@ -17,6 +17,7 @@ MAY_IMPORT = {
     'views': {'policies'},
     'random_state': set(),
     'mixup': set(),
+    'cutout': set(),
     'task': {'branches', 'loss'},
     'checkpoint': set(),
     'summary': {'checkpoint'},

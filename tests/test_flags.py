@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from a2aug_timm import sample_policies
 from a2aug_timm.cli.arguments import train_parser
 from a2aug_timm.cli.branch_flags import NOTES, REFUSED
 from a2aug_timm.cli.train_checks import check_train
@@ -47,6 +48,7 @@ TOGETHER = {
     **dict.fromkeys(('input_key', 'target_key', 'dataset_trust_remote_code'), '--dataset hfds/x'),
     **dict.fromkeys(('train_num_samples', 'val_num_samples', 'epoch_repeats'), '--dataset wds/x'),
     'dataset_download': '--dataset torch/cifar10', 'torchcompile_mode': '--torchcompile',
+    'crop_padding': '--train-crop-mode pad',
     'resplit': '--reprob 0.5', 'wandb_project': '--log-wandb',
     'wandb_tags': '--log-wandb'}
 
@@ -124,6 +126,9 @@ def test_a_flag_is_refused_with_branches_if_and_only_if_the_page_says_so(action,
     (['--torchscript', '--torchcompile'], '--torchscript and --torchcompile do not go together'),
     (['--train-img-sizes', '32', '64', '--train-batch-sizes', '3'], 'each of the 2 --train-img-sizes, got 1'),
     (['--drop-connect', '0.1', '--drop-path', '0.2'], 'do not go together'), (['--aug-splits', '1'], 'splits nothing'),
+    (['--crop-padding', '2'], 'no effect without --train-crop-mode pad'), (['--cutout', '-1'], 'at least 0'),
+    (['--train-crop-mode', 'pad', '--scale', '0.5', '1'], 'no effect with --train-crop-mode pad'),
+    (['--a2aug-branches', '3', '--a2aug-space', 'svhn', '--a2aug-magnitudes', '5'], 'contradicts --a2aug-space svhn'),
     (['--split-bn'], 'needs a batch that is split'), (['--tta', '2'], "timm's loaders repeat none"),
     (['--amp', '--model-dtype', 'bfloat16'], '--amp needs float32'), (['--aug-repeats', '3'], 'several processes'),
     (['--device-modules', 'no_such_module'], "cannot import 'no_such_module'"),
@@ -142,6 +147,12 @@ def test_wandb_is_asked_for_by_name_where_it_is_missing(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(ValueError, match='pip install wandb'):
         checked(['--data-dir', '.', '--log-wandb'])
+
+
+def test_a_published_space_is_what_policies_are_sampled_from():
+    args = checked(['--data-dir', '.', '--a2aug-branches', '4', '--a2aug-space', 'cifar10', '--seed', '3'])
+    assert args.a2aug_policies == sample_policies(4, 3, [3], [4, 5, 7, 9, 11])
+    assert args.a2aug_num_layers == [3] and args.a2aug_magnitudes == [4, 5, 7, 9, 11]
 
 
 def test_the_old_name_of_drop_path_means_drop_path():

@@ -104,6 +104,19 @@ def test_a_batch_can_have_one_of_several_sizes_and_its_gradient_the_weight_of_it
                for transform in loader.dataset.transforms)
 
 
+@pytest.mark.parametrize('prefetcher', [[], ['--no-prefetcher']], ids=['prefetcher', 'none'])
+@pytest.mark.parametrize('branches', [THREE, []], ids=['three', 'one'])
+def test_images_are_padded_and_cropped_and_lose_a_square_after_the_policy(run, branches, prefetcher):
+    *_, built = run(*branches, *prefetcher, '--train-crop-mode', 'pad', '--crop-padding', '3', '--cutout', '8')
+    loader = built['build_loaders'][0]
+    transform = loader.dataset.transform
+    crop = (transform.stages[0] if branches else transform).transforms[0].transforms[1]
+    assert (crop.padding, tuple(crop.size)) == (3, (32, 32))
+    images, _ = next(iter(loader))
+    hidden = (images == 0).flatten(1).sum(1)  # no grey value is the mean itself
+    assert hidden.max() == 64 and (hidden >= 16).all() and len(hidden.unique()) > 4
+
+
 def test_a_compiled_run_is_the_same_run(run):
     argv = [*THREE, '--model-ema', '--model-ema-decay', '0.5', '--mixup', '0.2']
     _, eager, checkpoint, _ = run(*argv)

@@ -3,7 +3,7 @@ import argparse
 import math
 
 from ..loss import ENSEMBLES, LOGIT_SCALES, REDUCTIONS
-from ..policies import MAGNITUDES, NUM_LAYERS
+from ..policies import MAGNITUDES, NUM_LAYERS, SPACES
 
 
 def add_a2aug(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +14,7 @@ def add_a2aug(parser: argparse.ArgumentParser) -> None:
     add('--a2aug-policies', nargs='+', default=None, metavar='P',
         help="one auto-augment string a branch, like timm's --aa; sampled if not given")
     add('--a2aug-seed', type=int, default=None, metavar='S', help='seed of the sampled policies (default: --seed)')
+    add('--a2aug-space', default=None, choices=list(SPACES), help="RandAugment's published search space of a data set")
     add('--a2aug-num-layers', nargs='+', type=int, default=list(NUM_LAYERS), metavar='N',
         help='search space: ops applied one after the other')
     add('--a2aug-magnitudes', nargs='+', type=int, default=list(MAGNITUDES), metavar='M',

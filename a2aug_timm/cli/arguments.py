@@ -149,7 +149,8 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
 def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Augmentation and regularization parameters').add_argument
     add('--no-aug', action='store_true', help='no training augmentation')
-    add('--train-crop-mode', default=None, help='rrc, rkrc or rkrr')
+    add('--train-crop-mode', default=None, help='rrc, rkrc, rkrr, or pad: pad and crop, as for CIFAR')
+    add('--crop-padding', type=int, default=4, metavar='N', help='pixels on each side for --train-crop-mode pad')
     add('--scale', nargs='+', type=float, default=[0.08, 1.0], metavar='PCT', help='random crop area')
     add('--ratio', nargs='+', type=float, default=[3. / 4., 4. / 3.], metavar='RATIO', help='random crop aspect')
     add('--hflip', type=float, default=0.5, help='horizontal flip probability')
@@ -170,6 +171,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     add('--remode', default='pixel', help='random erasing mode: const, rand or pixel')
     add('--recount', type=int, default=1, help='random erasing count')
     add('--resplit', action='store_true', help='erase nothing in the first view, or half of a plain batch')
+    add('--cutout', type=int, default=0, metavar='LENGTH', help='hide a square of this side in each view')
     add('--mixup', type=float, default=0., metavar='ALPHA', help='mixup alpha; all views of an image share one draw')
     add('--cutmix', type=float, default=0., metavar='ALPHA', help='cutmix alpha')
     add('--cutmix-minmax', nargs='+', type=float, default=None, metavar='RATIO', help='cutmix box, overrides alpha')

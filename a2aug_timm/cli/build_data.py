@@ -1,20 +1,20 @@
 """From arguments to images: data sets, policies, mixup, loaders."""
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.data import AugMixDataset, IterableImageDataset, Mixup, NaFlexMixup, create_loader, create_transform
+from timm.data import AugMixDataset, IterableImageDataset, Mixup, NaFlexMixup, create_loader
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..datasets import create_dataset, is_stream, names_of_classes
 from ..mixup import CollateMixedViews, CollateMixup, MixupOfViews
-from ..policies import MultiPolicyRandAugment
-from ..views import MultiViewDataset, MultiViewStream, SkippingDataset, ViewTransform, collate_views
+from ..views import MultiViewDataset, MultiViewStream, SkippingDataset, collate_views
 from .build_model import model_dtype
 from .build_naflex import build_naflex_loaders
+from .build_transforms import extend_transforms, transform_settings
 from .train_checks import is_mixed
 
 _logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def build_loaders(
         mean=data_config['mean'], std=data_config['std'], num_workers=args.workers, pin_memory=args.pin_mem,
         device=device, distributed=args.distributed, use_prefetcher=not args.no_prefetcher,
         img_dtype=model_dtype(args) or torch.float32)
-    transform = _transform_settings(args, data_config)
+    transform = transform_settings(args, data_config)
     eval_transform = {name: data_config[name] for name in ('interpolation', 'crop_pct', 'crop_mode')}
     if args.naflex_loader:
         common['channels'] = data_config['input_size'][0]
@@ -99,8 +99,9 @@ def build_loaders(
     if not len(loader):
         raise ValueError(f'--batch-size {args.batch_size} on {args.world_size} device(s) is more than the '
                          f'{len(train_set)} training images')
-    if is_joint:
-        _use_policies(args, data_config, train_set, loader, transform)
+    if isinstance(train_set, MultiViewStream):
+        train_set.dataset.set_loader_cfg(num_workers=args.workers)
+    extend_transforms(args, data_config, train_set, loader, transform)
     eval_loader = None
     if eval_set is not None:
         if args.distributed and isinstance(eval_set, IterableImageDataset):
@@ -108,48 +109,6 @@ def build_loaders(
         eval_loader = create_loader(
             eval_set, batch_size=args.validation_batch_size or args.batch_size, **eval_transform, **common)
     return loader, eval_loader
-
-
-def _transform_settings(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
-    """How a training image becomes a tensor, in the words that timm's loader and its transforms share."""
-    is_joint = args.a2aug_branches > 1
-    interpolation = args.train_interpolation
-    if args.no_aug or not interpolation:
-        interpolation = data_config['interpolation']
-    return dict(
-        no_aug=args.no_aug, train_crop_mode=args.train_crop_mode, scale=args.scale, ratio=args.ratio,
-        hflip=args.hflip, vflip=args.vflip, color_jitter=None if is_joint else args.color_jitter,
-        color_jitter_prob=args.color_jitter_prob, grayscale_prob=args.grayscale_prob,
-        gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=None if is_joint else args.aa,
-        interpolation=interpolation, re_prob=args.reprob, re_mode=args.remode, re_count=args.recount)
-
-
-def _use_policies(
-        args: argparse.Namespace,
-        data_config: dict[str, Any],
-        train_set: MultiViewDataset | MultiViewStream,
-        loader: Any,
-        transform: dict[str, Any],
-) -> None:
-    """Put the policies between the stages of timm's transforms, for each image size that is trained."""
-    def views(size: Sequence[int], stages: Sequence[Callable]) -> ViewTransform:
-        policies = MultiPolicyRandAugment(
-            args.a2aug_policies, size, mean=data_config['mean'], interpolation=args.train_interpolation,
-            color_jitter=args.color_jitter)
-        return ViewTransform(stages, policies, args.a2aug_independent_crops)
-
-    if args.train_img_sizes is None:
-        train_set.transform = views(data_config['input_size'][-2:], train_set.transform)
-    else:
-        common = dict(is_training=True, separate=True, mean=data_config['mean'], std=data_config['std'],
-                      use_prefetcher=not args.no_prefetcher)
-        loader.dataset.transforms = tuple(
-            views((size, size), create_transform(size, **common, **transform)) for size in args.train_img_sizes)
-        if args.resplit:
-            loader.random_erasing.num_splits = args.a2aug_branches
-    if isinstance(train_set, MultiViewStream):
-        train_set.dataset.set_loader_cfg(num_workers=args.workers)
-    _logger.info('Policies: %s', ' '.join(args.a2aug_policies))
 
 
 def build_mixup(args: argparse.Namespace, num_classes: int) -> tuple[Callable | None, Callable | None]:

@@ -18,7 +18,8 @@ _RANGES: dict[str, tuple[float, float | None]] = {
         'input_size', 'recount', 'lr_base_size', 'lr_cycle_limit'), (1, None)),
     **dict.fromkeys((
         'workers', 'start_epoch', 'lr', 'lr_base', 'warmup_lr', 'min_lr', 'weight_decay', 'warmup_epochs', 'clip_grad',
-        'mixup', 'cutmix', 'mixup_off_epoch', 'recovery_interval', 'aug_repeats', 'aug_splits', 'tta', 'epoch_repeats',
+        'mixup', 'cutmix', 'mixup_off_epoch', 'recovery_interval', 'cutout', 'crop_padding',
+        'aug_repeats', 'aug_splits', 'tta', 'epoch_repeats',
         'train_size_probs', 'train_size_schedule_spread', 'layer_decay_min_scale', 'bce_pos_weight',
         'cooldown_epochs', 'patience_epochs', 'decay_rate', 'color_jitter', 'ratio', 'a2aug_ensemble_weight',
         'a2aug_kl_weight'), (0, None)),
@@ -37,7 +38,7 @@ _ONE_OF = {
     'model_dtype': (None, 'float32', 'float16', 'bfloat16'), 'fuser': ('', 'te', 'old', 'legacy', 'nvfuser', 'nvf'),
     'worker_seeding': ('all', 'part'), 'kd_loss_type': ('kl',),
     'mixup_mode': ('batch', 'pair', 'elem', 'half'),
-    'train_crop_mode': (None, 'rrc', 'rkrc', 'rkrr'), 'crop_mode': (None, 'center', 'squash', 'border'),
+    'train_crop_mode': (None, 'rrc', 'rkrc', 'rkrr', 'pad'), 'crop_mode': (None, 'center', 'squash', 'border'),
     'sched': ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'none'),
     'lr_base_scale': ('', 'linear', 'sqrt'), 'interpolation': _INTERPOLATIONS,
     'train_interpolation': ('random', *_INTERPOLATIONS),

@@ -2,7 +2,7 @@
 import argparse
 from typing import Any
 
-from ..policies import sample_policies
+from ..policies import SPACES, sample_policies
 from .checks import flag
 
 # What a checkpoint fixes: another value is another run.
@@ -35,7 +35,10 @@ def adopt_run(args: argparse.Namespace, explicit: set[str], checkpoint: dict[str
             setattr(args, name, value)
     if saved['lr_base_scale'] and 'lr' not in explicit:
         args.lr = None  # it was computed from --lr-base, and is again
-    samples = explicit & {'a2aug_seed', 'a2aug_num_layers', 'a2aug_magnitudes'} and 'a2aug_policies' not in explicit
+    if 'a2aug_space' in explicit and args.a2aug_space:
+        args.a2aug_num_layers, args.a2aug_magnitudes = map(list, SPACES[args.a2aug_space])
+    search_space = {'a2aug_seed', 'a2aug_space', 'a2aug_num_layers', 'a2aug_magnitudes'}
+    samples = explicit & search_space and 'a2aug_policies' not in explicit
     if samples and saved['a2aug_policies']:
         seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
         policies = sample_policies(args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)

@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.optim import list_optimizers
 
-from ..policies import check_policies, parse_policy, sample_policies
+from ..policies import SPACES, check_policies, parse_policy, sample_policies
 from .branch_flags import REFUSED
 from .checks import check_common, check_model, flag
 from .dataset_checks import check_dataset_flags, dataset_kind
@@ -36,6 +36,7 @@ _EXCLUSIVE = (
     ('naflex_loader', 'train_img_sizes'), ('naflex_loader', 'use_multi_epochs_loader'), ('naflex_loader', 'aug_splits'),
     ('train_img_sizes', 'use_multi_epochs_loader'), ('train_img_sizes', 'aug_splits'), ('resplit', 'no_prefetcher'),
     ('drop_connect', 'drop_path'), ('jsd_loss', 'bce_loss'), ('naflex_loader', 'torchscript'),
+    ('naflex_loader', 'train_crop_mode'), ('naflex_loader', 'cutout'), ('cutout', 'no_aug'), ('cutout', 'aug_splits'),
     ('naflex_loader', 'save_images'), ('naflex_loader', 'cutmix_minmax'), ('naflex_loader', 'mixup_mode'),
     ('naflex_loader', 'aug_repeats'), ('naflex_loader', 'channels_last'), ('naflex_loader', 'resplit'))
 
@@ -59,6 +60,7 @@ def check_train(args: argparse.Namespace, explicit: set[str], defaults: dict[str
     if args.a2aug_branches > 1:
         _check_branch_flags(args, changed)
     _check_together(args, changed)
+    _check_crop(args, changed)
     _check_mixup(args, changed)
     _check_loading(args, changed)
     _check_surroundings(args)
@@ -106,6 +108,15 @@ def _check_together(args: argparse.Namespace, changed: set[str]) -> None:
         raise ValueError(f'--amp needs float32 weights; leave --model-dtype {args.model_dtype} out')
     if args.wandb_resume_id and not args.resume:
         raise ValueError('--wandb-resume-id goes on with a run; give its checkpoint with --resume')
+
+
+def _check_crop(args: argparse.Namespace, changed: set[str]) -> None:
+    if args.train_crop_mode == 'pad':
+        for name in ('scale', 'ratio', 'no_aug'):
+            if name in changed:
+                raise ValueError(f'{flag(name)} has no effect with --train-crop-mode pad')
+    elif 'crop_padding' in changed:
+        raise ValueError('--crop-padding has no effect without --train-crop-mode pad')
 
 
 def _check_mixup(args: argparse.Namespace, changed: set[str]) -> None:
@@ -176,7 +187,18 @@ def _check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
         raise ValueError('--a2aug-norm has no effect with --a2aug-shared-bn')
 
 
+def _take_space(args: argparse.Namespace, changed: set[str]) -> None:
+    """``--a2aug-space`` in the words of the two lists."""
+    if args.a2aug_space is None:
+        return
+    for name, values in zip(('a2aug_num_layers', 'a2aug_magnitudes'), SPACES[args.a2aug_space], strict=True):
+        if name in changed and getattr(args, name) != list(values):
+            raise ValueError(f'{flag(name)} contradicts --a2aug-space {args.a2aug_space}; leave one of them out')
+        setattr(args, name, list(values))
+
+
 def _resolve_policies(args: argparse.Namespace, changed: set[str]) -> list[str]:
+    _take_space(args, changed)
     # The seed that sampled them stays with the policies, so that args.yaml can be given as a config file.
     seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
     policies = args.a2aug_policies
@@ -186,7 +208,7 @@ def _resolve_policies(args: argparse.Namespace, changed: set[str]) -> list[str]:
     if len(policies) != args.a2aug_branches:
         raise ValueError(f'--a2aug-branches {args.a2aug_branches} needs as many policies, got {len(policies)}')
     check_policies(policies)
-    for name in ('a2aug_seed', 'a2aug_num_layers', 'a2aug_magnitudes'):
+    for name in ('a2aug_seed', 'a2aug_space', 'a2aug_num_layers', 'a2aug_magnitudes'):
         if name in changed and policies != sample_policies(
                 args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes):
             raise ValueError(f'{flag(name)} samples policies, but --a2aug-policies names them')

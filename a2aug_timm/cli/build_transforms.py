@@ -1,0 +1,89 @@
+"""What training images go through: timm's transforms, with pad-and-crop, the policies and Cutout put among them."""
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from timm.data import create_transform
+from torch.utils.data import Dataset
+from torchvision.transforms import Compose, RandomCrop, Resize
+
+from ..cutout import Cutout
+from ..policies import MultiPolicyRandAugment
+from ..views import ViewTransform
+
+_logger = logging.getLogger(__name__)
+
+
+def transform_settings(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
+    """How a training image becomes a tensor, in the words that timm's loader and its transforms share."""
+    is_joint = args.a2aug_branches > 1
+    interpolation = args.train_interpolation
+    if args.no_aug or not interpolation:
+        interpolation = data_config['interpolation']
+    return dict(
+        no_aug=args.no_aug, train_crop_mode=None if args.train_crop_mode == 'pad' else args.train_crop_mode,
+        scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip,
+        color_jitter=None if is_joint else args.color_jitter, color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob, gaussian_blur_prob=args.gaussian_blur_prob,
+        auto_augment=None if is_joint else args.aa, interpolation=interpolation, re_prob=args.reprob,
+        re_mode=args.remode, re_count=args.recount)
+
+
+def extend_transforms(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        train_set: Dataset,
+        loader: Any,
+        settings: dict[str, Any],
+) -> None:
+    """Extend the transforms that timm's loader has set, for each image size that is trained.
+
+    Args:
+        settings: What timm's loader made the transforms of.
+    """
+    sizes = [data_config['input_size'][-2:]]
+    if args.train_img_sizes is not None:
+        sizes = [(size, size) for size in args.train_img_sizes]
+    transforms = [train_set.transform] if args.train_img_sizes is None else list(loader.dataset.transforms)
+    if args.a2aug_branches > 1:
+        if args.train_img_sizes is not None:  # timm has set them in one piece
+            common = dict(is_training=True, separate=True, mean=data_config['mean'], std=data_config['std'],
+                          use_prefetcher=not args.no_prefetcher)
+            transforms = [create_transform(size, **common, **settings) for size in sizes]
+        transforms = [_view_transform(args, data_config, size, stages)
+                      for size, stages in zip(sizes, transforms, strict=True)]
+        _logger.info('Policies: %s', ' '.join(args.a2aug_policies))
+    for size, transform in zip(sizes, transforms, strict=True):
+        first, *_, last = transform.stages if isinstance(transform, ViewTransform) else (transform, transform)
+        if args.train_crop_mode == 'pad':
+            first.transforms[0] = Compose([Resize(size), RandomCrop(size, padding=args.crop_padding)])
+        if args.cutout and args.no_prefetcher:
+            last.transforms.append(Cutout(args.cutout))
+    if args.train_img_sizes is None:
+        train_set.transform = transforms[0]
+    else:
+        loader.dataset.transforms = tuple(transforms)
+    if not args.no_prefetcher:
+        _extend_prefetcher(args, loader)
+
+
+def _view_transform(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        size: Sequence[int],
+        stages: Sequence[Callable],
+) -> ViewTransform:
+    policies = MultiPolicyRandAugment(
+        args.a2aug_policies, size, mean=data_config['mean'], interpolation=args.train_interpolation,
+        color_jitter=args.color_jitter)
+    return ViewTransform(stages, policies, args.a2aug_independent_crops)
+
+
+def _extend_prefetcher(args: argparse.Namespace, loader: Any) -> None:
+    """What timm's prefetcher does to normalised batches on their device, where it erases at random."""
+    erasing = loader.random_erasing
+    if erasing is not None and args.resplit and args.a2aug_branches > 1:
+        erasing.num_splits = args.a2aug_branches
+    if args.cutout:
+        loader.random_erasing = Compose([*filter(None, [erasing]), Cutout(args.cutout)])
