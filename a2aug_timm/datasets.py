@@ -8,6 +8,8 @@ from PIL import Image
 from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYNONYM
 from torch.utils.data import Dataset, IterableDataset
 
+from .torchvision_datasets import DATASETS, create_torchvision_dataset
+
 _SPLITS = (*_TRAIN_SYNONYM, *_EVAL_SYNONYM)
 
 _NUM_VALIDATION_DIGITS = 360
@@ -73,7 +75,7 @@ def create_dataset(
         allow_no_split: bool = False,
         **kwargs: Any,
 ) -> Dataset:
-    """A data set by timm's name (``torch/…``, a folder if empty) or ``sklearn/digits``.
+    """A data set by timm's name (``torch/…``, a folder if empty), of torchvision's that timm lacks, or our digits.
 
     Args:
         root: Folder of the data.
@@ -86,8 +88,14 @@ def create_dataset(
         ValueError: The data is not there, has no such split, or has other classes.
     """
     check_dataset(name, root)
+    torchvision_name = name.lower().removeprefix('torch/')
     if name == 'sklearn/digits':
         dataset = DigitsDataset(split)
+    elif name.lower().startswith('torch/') and torchvision_name in DATASETS:
+        try:
+            dataset = create_torchvision_dataset(torchvision_name, root, split, kwargs.get('download', False))
+        except (RuntimeError, OSError, ImportError) as error:
+            raise ValueError(f"cannot read data set '{name}', split '{split}': {error}") from error
     else:
         check_split(name, root, split, allow_no_split)
         try:
