@@ -411,6 +411,19 @@ def test_remote_code_and_keys_reach_a_data_set_of_the_hub(run, refused, monkeypa
     assert (seen['input_key'], seen['target_key'], seen['trust_remote_code']) == ('picture', 'digit', True)
 
 
+def test_a_field_that_a_data_set_of_the_hub_lacks_is_named(run, refused, monkeypatch):
+    class Reader:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return {'image': b'', 'label': 0}['picture'], 0
+
+    monkeypatch.setattr(timm.data.dataset, 'create_reader', lambda *args, **kwargs: Reader())
+    argv = ['--dataset', 'hfds/mnist', '--device', 'cpu', '--checkpoint', run / 'export', '--input-key', 'picture']
+    assert "with --input-key picture and --target-key None: 'picture'" in refused(*argv)
+
+
 def test_in_a_folder_the_input_key_chooses_files_by_their_ending(run, results, partial):
     argv, folder, _ = partial
     argv += ['--checkpoint', run / 'export']
