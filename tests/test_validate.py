@@ -228,18 +228,18 @@ def test_real_labels_replace_the_accuracies(run, branches, results, refused, tmp
 
 def test_test_pool_classifies_each_place_of_a_larger_image_in_every_branch(
         run, branches, folder, data, results, caplog):
-    images, target = images_of(folder, 96, crop_pct=1.)
+    images, target = images_of(folder, 64, crop_pct=1.)
     pooled = []
     for model in branches[0]:
-        with torch.inference_mode():  # 32 pixels were one place, 96 are nine
+        with torch.inference_mode():  # 32 pixels were one place, 64 are four
             places = model.fc(model.forward_features(images).permute(0, 2, 3, 1)).flatten(1, 2)
-            assert places.shape == (80, 9, 10)
+            assert places.shape == (80, 4, 10)
             pooled.append(0.5 * (places.mean(1) + places.amax(1)))
     pooled.append(sum(mu * one for mu, one in zip(branches[1], pooled, strict=True)))
     argv = [*data, '--checkpoint', run / 'last.pth.tar', '--branch', 'all', '--test-pool']
-    measured = results(*argv, '--img-size', '96')
+    measured = results(*argv, '--img-size', '64')
     check(measured, torch.stack(pooled), target)
-    assert {(result['crop_pct'], result['img_size']) for result in measured} == {(1., 96)}
+    assert {(result['crop_pct'], result['img_size']) for result in measured} == {(1., 64)}
     check(results(*argv), logits_of(*branches, images_of(folder)[0]), target)
     assert '--test-pool changes nothing' in caplog.text
 
@@ -409,6 +409,19 @@ def test_remote_code_and_keys_reach_a_data_set_of_the_hub(run, refused, monkeypa
             '--target-key', 'digit', '--dataset-trust-remote-code']
     assert 'not here' in refused(*argv)
     assert (seen['input_key'], seen['target_key'], seen['trust_remote_code']) == ('picture', 'digit', True)
+
+
+def test_a_field_that_a_data_set_of_the_hub_lacks_is_named(run, refused, monkeypatch):
+    class Reader:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return {'image': b'', 'label': 0}['picture'], 0
+
+    monkeypatch.setattr(timm.data.dataset, 'create_reader', lambda *args, **kwargs: Reader())
+    argv = ['--dataset', 'hfds/mnist', '--device', 'cpu', '--checkpoint', run / 'export', '--input-key', 'picture']
+    assert "with --input-key picture and --target-key None: 'picture'" in refused(*argv)
 
 
 def test_in_a_folder_the_input_key_chooses_files_by_their_ending(run, results, partial):

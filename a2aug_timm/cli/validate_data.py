@@ -31,7 +31,14 @@ def build_dataset(args: argparse.Namespace, data_config: dict[str, Any], label_n
     # TensorFlow decodes by itself.
     if isinstance(dataset, IterableDataset) or args.tf_preprocessing:
         return dataset
-    return SkippingDataset(dataset, mode)
+    dataset = SkippingDataset(dataset, mode)
+    if args.input_key or args.target_key:
+        try:
+            dataset[0]
+        except (KeyError, TypeError) as error:  # of a data set that has no such field
+            raise ValueError(f"cannot read the first image and label of '{args.dataset}' with --input-key "
+                             f'{args.input_key} and --target-key {args.target_key}: {error}') from error
+    return dataset
 
 
 def build_loader(
