@@ -5,7 +5,7 @@ import tempfile
 import pytest
 import timm
 import torch
-from joint_and_separate import N, create, differences, make_branches_differ, separate_models
+from joint_and_separate import N, create, differences, joint_keys, make_branches_differ, separate_models
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -148,7 +148,7 @@ def archs(table):
 
 
 @pytest.mark.parametrize('arch, size, kwargs', archs(BATCH_NORM))
-def test_a_step_with_branches_of_batch_norms_is_n_separate_steps_and_a_branch_exports(arch, size, kwargs):
+def test_a_step_with_branches_of_batch_norm_is_n_separate_steps_and_a_branch_exports(arch, size, kwargs):
     check(arch, size, kwargs, convert_multi_branch_bn)
 
 
@@ -170,6 +170,7 @@ def check(arch, size, kwargs, convert):
 
     found = differences(separate_models(plain, joint), joint, images, loss)
     assert found['outputs'] < 1e-9 and found['statistics'] < 1e-9 and found['gradients'] < 1e-5, found
+    check_layers(plain, joint)
     check_export(arch, kwargs, plain, joint.float().eval(), images[B:].float())
 
     before = norm_parameters(joint.double())
@@ -183,6 +184,15 @@ def norm_parameters(model):
     return {f'{name}.{branch}': nn.utils.parameters_to_vector(norm.parameters())
             for name, layer in model.named_modules() if isinstance(layer, MultiBranchNorm)
             for branch, norm in enumerate(layer.branches)}
+
+
+def check_layers(plain, joint):
+    """Layer-wise decay must find a branch's parameters in the layer where the plain model has them."""
+    if not hasattr(plain, 'group_matcher'):
+        return
+    layers, own = (timm.models.group_parameters(model, model.group_matcher(), reverse=True) for model in (plain, joint))
+    key = joint_keys(joint)
+    assert own == {key(name, branch): layer for name, layer in layers.items() for branch in range(N)}
 
 
 def check_export(arch, kwargs, plain, joint, images):
