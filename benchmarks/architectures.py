@@ -12,7 +12,6 @@ import argparse
 import collections
 import contextlib
 import copy
-import gc
 import multiprocessing
 import os
 import platform
@@ -47,7 +46,7 @@ COLUMNS = ('architecture', 'norm layers', 'with branches', 'M parameters', 'chec
            'statistics', 'gradients', 'exported logits equal', 'remark')
 # A network of more parameters than the first limit is checked with fewer blocks of the same kinds where it takes such
 # an argument. What still has more than the second is checked on the meta device, which has shapes but no numbers.
-LARGE, TOO_LARGE = 8e6, 20e6
+LARGE, TOO_LARGE = 8e6, 15e6
 FEWER_BLOCKS = ({'depth': 2}, {'depths': (2, 2, 2, 2)}, {'layers': (2, 2, 2, 2)})
 SIZES = (64, 56, 128)
 TOLERANCE = {'outputs': 1e-6, 'statistics': 1e-6, 'gradients': 1e-4}
@@ -243,7 +242,6 @@ def main():
             rows[arch] = [str(cell) for cell in row]
             write(path, rows, args.norm)
             print(*row, flush=True)
-        gc.collect()
 
 
 if __name__ == '__main__':
