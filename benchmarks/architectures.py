@@ -45,8 +45,8 @@ CONVERT = {'bn': convert_multi_branch_bn, 'all': convert_multi_branch_norm}
 COLUMNS = ('architecture', 'norm layers', 'with branches', 'M parameters', 'checked', 'image', 'joint = separate',
            'statistics', 'gradients', 'exported logits equal', 'remark')
 # A network of more parameters than the first limit is checked with fewer blocks of the same kinds where it takes such
-# an argument. What still has more than the second is checked on the meta device, which has shapes but no numbers.
-LARGE, TOO_LARGE = 8e6, 15e6
+# an argument and has less than the second then; else on the meta device, which has shapes but no numbers.
+LARGE, TOO_LARGE = 10e6, 15e6
 FEWER_BLOCKS = ({'depth': 2}, {'depths': (2, 2, 2, 2)}, {'layers': (2, 2, 2, 2)})
 SIZES = (64, 56, 128)
 TOLERANCE = {'outputs': 1e-6, 'statistics': 1e-6, 'gradients': 1e-4}
@@ -114,12 +114,13 @@ def check_numbers(arch, norm, plain, model):
 
 def settings(arch, parameters):
     """Arguments with which an architecture is small enough for numbers, the best first."""
-    for kwargs in FEWER_BLOCKS if parameters > LARGE else ():
+    if parameters <= LARGE:
+        yield {}
+        return
+    for kwargs in FEWER_BLOCKS:
         with contextlib.suppress(Exception):  # whatever an architecture makes of an argument that it lacks
             if num_parameters(on_meta(arch, **kwargs)) <= TOO_LARGE:
                 yield kwargs
-    if parameters <= TOO_LARGE:
-        yield {}
 
 
 def runs(arch, kwargs, size):
