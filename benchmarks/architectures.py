@@ -12,7 +12,6 @@ import argparse
 import collections
 import contextlib
 import copy
-import gc
 import multiprocessing
 import os
 import platform
@@ -46,8 +45,8 @@ CONVERT = {'bn': convert_multi_branch_bn, 'all': convert_multi_branch_norm}
 COLUMNS = ('architecture', 'norm layers', 'with branches', 'M parameters', 'checked', 'image', 'joint = separate',
            'statistics', 'gradients', 'exported logits equal', 'remark')
 # A network of more parameters than the first limit is checked with fewer blocks of the same kinds where it takes such
-# an argument. What still has more than the second is checked on the meta device, which has shapes but no numbers.
-LARGE, TOO_LARGE = 8e6, 15e6
+# an argument and has less than the second then; else on the meta device, which has shapes but no numbers.
+LARGE, TOO_LARGE = 10e6, 15e6
 FEWER_BLOCKS = ({'depth': 2}, {'depths': (2, 2, 2, 2)}, {'layers': (2, 2, 2, 2)})
 SIZES = (64, 56, 128)
 TOLERANCE = {'outputs': 1e-6, 'statistics': 1e-6, 'gradients': 1e-4}
@@ -115,12 +114,13 @@ def check_numbers(arch, norm, plain, model):
 
 def settings(arch, parameters):
     """Arguments with which an architecture is small enough for numbers, the best first."""
-    for kwargs in FEWER_BLOCKS if parameters > LARGE else ():
+    if parameters <= LARGE:
+        yield {}
+        return
+    for kwargs in FEWER_BLOCKS:
         with contextlib.suppress(Exception):  # whatever an architecture makes of an argument that it lacks
             if num_parameters(on_meta(arch, **kwargs)) <= TOO_LARGE:
                 yield kwargs
-    if parameters <= TOO_LARGE:
-        yield {}
 
 
 def runs(arch, kwargs, size):
@@ -166,9 +166,18 @@ def check_extracted(joint, plain):
 
 def check_shapes(plain, model, size):
     """Without numbers: the joint step's shapes, and what a branch is as a plain model."""
-    images = torch.zeros(2 * N, *size, device='meta')
-    joint, expected = ([output.shape for output in tensors(one(images))] for one in (model, plain))
-    assert joint == expected, f'the joint batch gives {joint} and not {expected}'
+    rows = collections.defaultdict(list)
+    for name, module in model.named_modules():
+        if isinstance(module, MultiBranchNorm):
+            module.register_forward_hook(lambda _, inputs, output, name=name: rows[name].append(len(inputs[0])))
+    for num_images in (2 * N, 4 * N):
+        images = torch.zeros(num_images, *size, device='meta')
+        joint, expected = ([output.shape for output in tensors(one(images))] for one in (model, plain))
+        assert joint == expected, f'the joint batch gives {joint} and not {expected}'
+    # What has as many rows for twice the images is no batch: its halves would not be views.
+    fixed = [name for name, calls in rows.items()
+             if [2 * call for call in calls[:len(calls) // 2]] != calls[len(calls) // 2:]]
+    assert not fixed, f'{fixed[0]} has rows that are no images'
     check_extracted(model, plain)
     with select_branch(model.eval(), 1):
         list(tensors(model(images)))
@@ -234,7 +243,6 @@ def main():
             rows[arch] = [str(cell) for cell in row]
             write(path, rows, args.norm)
             print(*row, flush=True)
-        gc.collect()
 
 
 if __name__ == '__main__':

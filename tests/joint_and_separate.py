@@ -16,7 +16,8 @@ NUM_CLASSES = 5
 
 def create(arch: str, **kwargs) -> nn.Module:
     """A timm model in training mode whose forward draws nothing and whose every layer matters to its outputs."""
-    model = timm.create_model(arch, num_classes=NUM_CLASSES, **kwargs).train()
+    classes = {} if kwargs.get('features_only') else {'num_classes': NUM_CLASSES}
+    model = timm.create_model(arch, **classes, **kwargs).train()
     for module in model.modules():
         for name, value in list(vars(module).items()):
             # `p` is a dropout's rate, but a pooling's exponent.
@@ -134,7 +135,7 @@ def differences(
 
 def relative(own: torch.Tensor, other: torch.Tensor, floor: float = 1e-12) -> float:
     assert own.shape == other.shape, f'{own.shape} is not {other.shape}'
-    if not own.numel():
+    if torch.equal(own, other):  # also infinite, as some networks' limits are
         return 0.
     own, other = own.detach().double(), other.detach().double()
     difference = (own - other).abs().max() / other.abs().max().clamp(min=floor)
