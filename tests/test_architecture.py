@@ -16,13 +16,14 @@ MAY_IMPORT = {
     'views': {'policies'},
     'random_state': set(),
     'mixup': set(),
+    'models': set(),
     'task': {'branches', 'loss'},
     'checkpoint': set(),
     'summary': {'checkpoint'},
     'export': {'branches', 'checkpoint'},
     'pretrained_file': {'export'},
     'run_folder': {'checkpoint', 'export', 'summary'},
-    '__init__': {'branches', 'export', 'loss', 'policies', 'pretrained_file', 'task'},
+    '__init__': {'branches', 'export', 'loss', 'models', 'policies', 'pretrained_file', 'task'},
 }
 
 
