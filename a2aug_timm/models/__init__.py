@@ -1,4 +1,5 @@
 """Networks of the paper that timm lacks; importing them registers their names for ``timm.create_model``."""
+from .shake_shake import ShakeShakeNet
 from .wide_resnet import WideResNet
 
-__all__ = ['WideResNet']
+__all__ = ['ShakeShakeNet', 'WideResNet']

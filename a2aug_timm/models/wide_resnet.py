@@ -41,8 +41,8 @@ class PreActBlock(nn.Module):
 class WideResNet(CifarNetwork):
     """WRN-``depth``-``width_factor``.
 
-    Parameters with 10 classes and 3 channels, and what Table 4 of the paper says: WRN-40-2 2,243,546 (2.2 M),
-    WRN-28-10 36,479,194 (36.5 M). WRN-16-2 has 691,674.
+    Parameters with 10 classes and 3 channels, and what the paper's table of depths and widths says: WRN-40-2
+    2,243,546 (2.2 M), WRN-28-10 36,479,194 (36.5 M). WRN-16-2, which it does not list, has 691,674.
 
     Args:
         depth: Layers, 6n + 4 for n blocks a stage.
