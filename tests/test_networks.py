@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from a2aug_timm import convert_multi_branch_bn, export_branch, select_branch
+from a2aug_timm.export import load_line
 from a2aug_timm.models import PyramidNet, ShakeShakeNet, WideResNet
 from a2aug_timm.models.shake import ShakeDrop, ShakeShake
 
@@ -447,6 +448,11 @@ def test_branches_train_with_the_same_draws_compiled_as_one_graph_and_checkpoint
     torch.testing.assert_close(step(torch.compile(model, fullgraph=True, backend='eager'), images), expected)
     model.set_grad_checkpointing()
     torch.testing.assert_close(step(model, images), expected)
+
+
+def test_the_line_that_loads_an_export_imports_this_package_where_timm_needs_it():
+    assert load_line('resnet18', 'F') == "timm.create_model('local-dir:F', pretrained=True)"
+    assert load_line('wide_resnet40_2', 'F') == "import a2aug_timm; timm.create_model('local-dir:F', pretrained=True)"
 
 
 LOAD = '''
