@@ -1,7 +1,9 @@
 """A²-Aug for timm: train one network jointly under N augmentation policies and keep the best branch.
 
-Importing it adds the keyword ``pretrained_file`` to ``timm.create_model``, see ``pretrained_file.py``.
+Importing it adds the keyword ``pretrained_file`` to ``timm.create_model``, see ``pretrained_file.py``, and the networks
+in ``models`` to what it builds.
 """
+from . import models
 from .branches import (
     convert_multi_branch_bn,
     convert_multi_branch_norm,

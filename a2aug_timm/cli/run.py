@@ -14,7 +14,7 @@ from torch import nn
 from ..branches import branch_logits
 from ..checkpoint import training_state
 from ..engine import OptimizerStep, Update, evaluate
-from ..export import build_model
+from ..export import build_model, load_line
 from ..random_state import RememberingCollate, gather_rng_states
 from ..run_folder import RunFolder
 from ..summary import summary_row
@@ -173,8 +173,8 @@ class Run:
         export, architecture = self.folder.export_path, self.config['architecture']
         print(f"""
 Best: branch {branch}{policy}, {args.eval_metric} {keeper.best_metric:.4g} at epoch {keeper.best_epoch + 1}
-Exported to {export}; load it with timm alone, by file with this package, or judge all branches again:
+Exported to {export}; load it with timm, by file with this package, or judge all branches again:
 
-    timm.create_model('local-dir:{export}', pretrained=True)
+    {load_line(architecture, export)}
     timm.create_model('{architecture}', pretrained_file='{export}/model.safetensors')  # after import a2aug_timm
     python validate.py{source} --checkpoint {self.folder.last_path} --branch all""")

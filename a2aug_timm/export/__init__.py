@@ -111,6 +111,12 @@ def export_branch(
             'format': 'pt', 'config': json.dumps(config), 'metadata': json.dumps(metadata)})
 
 
+def load_line(architecture: str, folder: str | Path) -> str:
+    """The line of Python that loads an export; a network of this package is known to timm once it is imported."""
+    is_timms = timm.model_entrypoint(architecture).__module__.startswith('timm.')
+    return ('' if is_timms else 'import a2aug_timm; ') + f"timm.create_model('local-dir:{folder}', pretrained=True)"
+
+
 def read_config(path: str | Path) -> dict[str, Any] | None:
     """The ``model_config`` that a weight file carries, or that lies beside it; None if there is neither.
 

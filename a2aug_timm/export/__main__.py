@@ -3,7 +3,7 @@ from pathlib import Path
 
 from ..checkpoint import read_checkpoint
 from ..cli.config import StrictParser
-from . import branch_metadata, export_branch, load_branches, resolve_branches
+from . import branch_metadata, export_branch, load_branches, load_line, resolve_branches
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         export_branch(
             model, branch, folder, data_config=run['data_config'], label_names=run['config'].get('label_names'),
             metadata=branch_metadata(run, branch))
-        print(f"branch {branch} -> {folder}\n  timm.create_model('local-dir:{folder}', pretrained=True)")
+        print(f"branch {branch} -> {folder}\n  {load_line(run['config']['architecture'], folder)}")
 
 
 if __name__ == '__main__':

@@ -1,0 +1,127 @@
+"""Shake-Shake residual networks for CIFAR.
+
+Source: Gastaldi, "Shake-Shake regularization", https://arxiv.org/abs/1705.07485, and its code,
+https://github.com/xgastaldi/shake-shake (models/shakeshake.lua, models/shakeshakeblock.lua).
+"""
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+from torch.nn import functional as F
+
+from .cifar_network import CifarNetwork, Stage, cifar_cfg
+from .shake import ShakeShake
+
+__all__ = ['ShakeShakeNet']
+
+
+class ShiftedShortcut(nn.Module):
+    """Two halves of the channels, the second of the image moved by a pixel, so that a stride drops other pixels.
+
+    Shape:
+        ``[B, in_chs, H, W]`` -> ``[B, out_chs, H / stride, W / stride]``.
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int):
+        super().__init__()
+        # A strided 1x1 convolution is the code's 1x1 pooling and its convolution at once.
+        self.conv1 = nn.Conv2d(in_chs, out_chs // 2, 1, stride, bias=False)
+        self.conv2 = nn.Conv2d(in_chs, out_chs // 2, 1, stride, bias=False)
+        self.norm = nn.BatchNorm2d(out_chs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # To the right and down, as the author's code; Fast AutoAugment's moves to the left and up.
+        shifted = F.pad(x, (1, -1, 1, -1))
+        return self.norm(torch.cat([self.conv1(x), self.conv2(shifted)], dim=1))
+
+
+class ShakeBlock(nn.Module):
+    """A shortcut and two residuals of the same shape, mixed by Shake-Shake; all see ``relu(x)`` but an identity.
+
+    Shape:
+        ``[B, in_chs, H, W]`` -> ``[B, out_chs, H / stride, W / stride]``.
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int):
+        super().__init__()
+        self.residual1 = _residual(in_chs, out_chs, stride)
+        self.residual2 = _residual(in_chs, out_chs, stride)
+        self.shake = ShakeShake()
+        self.shortcut = ShiftedShortcut(in_chs, out_chs, stride) if in_chs != out_chs else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        activated = F.relu(x)
+        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        return shortcut + self.shake(self.residual1(activated), self.residual2(activated))
+
+
+def _residual(in_chs: int, out_chs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(
+        conv1=nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False),
+        norm1=BatchNormAct2d(out_chs),
+        conv2=nn.Conv2d(out_chs, out_chs, 3, 1, 1, bias=False),
+        norm2=nn.BatchNorm2d(out_chs),
+    ))
+
+
+class ShakeShakeNet(CifarNetwork):
+    """A Shake-Shake-Image ResNet of two residuals a block, ``depth`` 2x ``base_width`` d.
+
+    Parameters with 10 classes and 3 channels, and what is printed of them: 26 2x32d 2,923,162 (2.9 M), 26 2x96d
+    26,192,922 (26.2 M).
+
+    Args:
+        depth: Layers, 6n + 2 for n blocks a stage.
+        base_width: Stages have 1, 2 and 4 times as many channels.
+
+    Raises:
+        ValueError: There is no network of this depth or width.
+    """
+
+    def __init__(
+            self,
+            depth: int,
+            base_width: int,
+            num_classes: int = 10,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            drop_rate: float = 0.,
+    ):
+        if depth < 8 or depth % 6 != 2:
+            raise ValueError(f'the depth of a Shake-Shake ResNet is 6n + 2, got {depth}')
+        if base_width % 2:
+            raise ValueError(f'the width of a Shake-Shake ResNet is even, since shortcuts halve it, got {base_width}')
+        channels = [base_width, 2 * base_width, 4 * base_width]
+        stages = []
+        for in_chs, out_chs, stride in zip([16, *channels], channels, (1, 2, 2), strict=False):
+            stages.append(Stage(
+                ShakeBlock(in_chs, out_chs, stride),
+                *(ShakeBlock(out_chs, out_chs, 1) for _ in range((depth - 2) // 6 - 1))))
+        stem = OrderedDict(conv=nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False), norm=nn.BatchNorm2d(16))
+        super().__init__(
+            stem=nn.Sequential(stem), stages=stages, norm=nn.ReLU(), channels=channels, fan='fan_out',
+            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
+
+
+default_cfgs = generate_default_cfgs({
+    'shake_shake26_2x32d': cifar_cfg(),
+    'shake_shake26_2x96d': cifar_cfg(),
+})
+
+
+def _create_shake_shake(variant: str, pretrained: bool, **kwargs: Any) -> ShakeShakeNet:
+    return build_model_with_cfg(
+        ShakeShakeNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True), **kwargs)
+
+
+@register_model
+def shake_shake26_2x32d(pretrained: bool = False, **kwargs: Any) -> ShakeShakeNet:
+    return _create_shake_shake('shake_shake26_2x32d', pretrained, **dict(dict(depth=26, base_width=32), **kwargs))
+
+
+@register_model
+def shake_shake26_2x96d(pretrained: bool = False, **kwargs: Any) -> ShakeShakeNet:
+    return _create_shake_shake('shake_shake26_2x96d', pretrained, **dict(dict(depth=26, base_width=96), **kwargs))
