@@ -56,12 +56,13 @@ def main(argv: list[str] | None = None) -> None:
     folder = RunFolder(path, args.checkpoint_hist, decreasing=args.eval_metric == 'loss')
     run_args = {name: value for name, value in vars(args).items() if name not in NOT_OF_THE_RUN}
     # What timm raises for settings that do not go together comes before any epoch, and is the user's to mend.
-    with parser.user_errors(RuntimeError, TypeError, KeyError, AssertionError, IndexError, OSError, ImportError):
+    with parser.user_errors(
+            RuntimeError, TypeError, KeyError, AssertionError, IndexError, AttributeError, OSError, ImportError):
         device = init_device(args)
         model = build_model(args, checkpoint, device)
         data_config = resolve_input_data_config(model, vars(args), verbose=utils.is_primary(args))
         train_set, eval_set = build_datasets(args, data_config, model.num_classes)
-        collate, mix = build_mixup(args, model.num_classes)
+        collate, mix = build_mixup(args, data_config, model.num_classes)
         loader, eval_loader = build_loaders(args, data_config, model, device, train_set, eval_set, collate)
         config = model_config(model, data_config, names_of_classes(train_set))
         workers = remember_workers(loader) if args.a2aug_branches == 1 else None
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         if utils.is_primary(args):
             run_args.update(lr=args.lr, lr_base_scale=args.lr_base_scale, num_classes=model.num_classes,
                             in_chans=data_config['input_size'][0])
-            folder.begin(run_args, checkpoint, Path(args.resume).parent, start_epoch)
+            folder.begin(run_args, checkpoint, args.resume, start_epoch)
 
     step = OptimizerStep(
         task, optimizer, autocast=autocast, loss_scale=build_loss_scale(args, loader, device),
@@ -127,8 +128,24 @@ def parse(
     name = timm.models.safe_model_name(args.model)
     if args.a2aug_branches > 1:
         name += f'-a2aug{args.a2aug_branches}'
-    resumed = Path(args.resume).parent if args.resume and not explicit & {'output', 'experiment'} else None
-    return args, checkpoint, choose_folder(args.output or 'output/train', args.experiment, name, resumed)
+    output = args.output or 'output/train'
+    resumed = folder_of_run(args, explicit, checkpoint, Path(output) / args.experiment)
+    return args, checkpoint, choose_folder(output, args.experiment, name, resumed)
+
+
+def folder_of_run(
+        args: argparse.Namespace,
+        explicit: set[str],
+        checkpoint: dict[str, Any] | None,
+        named: Path,
+) -> Path | None:
+    """The folder that a resumed run goes on in: its own, unless it goes on from before its end or is named anew."""
+    if checkpoint is None or 'a2aug' not in checkpoint or args.start_epoch is not None:
+        return None
+    path = Path(args.resume)
+    is_named_anew = explicit & {'output', 'experiment'} and named.resolve() != path.parent.resolve()
+    is_end = path.name == 'last.pth.tar' or path.name.startswith('recovery-')
+    return path.parent if is_end and not is_named_anew else None
 
 
 def resume_random_state(args: argparse.Namespace, checkpoint: dict[str, Any], loader: Any, eval_loader: Any) -> None:
@@ -136,7 +153,7 @@ def resume_random_state(args: argparse.Namespace, checkpoint: dict[str, Any], lo
     states = checkpoint.get('rng', [])
     is_own = len(states) == args.world_size
     workers = states[args.rank].get('workers') if is_own else None
-    if args.a2aug_branches == 1 and not workers:
+    if args.a2aug_branches == 1 and len(workers or ()) != args.workers:
         # The streams of plain training's workers must not be the first epoch's again.
         utils.random_seed(args.seed + 1000 * (checkpoint.get('epoch', 0) + 1), args.rank)
     start_workers(loader, workers)

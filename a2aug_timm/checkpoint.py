@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 # What timm's plateau schedule remembers between epochs; timm's others are functions of the epoch alone.
 _PLATEAU_STATE = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
 # Settings of an optimizer's parameter groups, which no optimizer changes by itself.
-_SETTINGS = ('weight_decay', 'momentum', 'dampening', 'nesterov', 'betas', 'eps')
+_SETTINGS = ('weight_decay', 'momentum', 'dampening', 'nesterov', 'betas', 'eps', 'lr_scale')
 
 
 @contextmanager
@@ -168,8 +168,8 @@ def load_training_state(
     if optimizer is None:
         return
     if 'optimizer' in checkpoint:
-        # Without a schedule the learning rate is a setting like the others.
-        names = _SETTINGS if lr_scheduler is not None else (*_SETTINGS, 'lr', 'initial_lr')
+        # A plateau's learning rate is what it has come to; other schedules set it, and without one it is a setting.
+        names = _SETTINGS if _plateau_of(lr_scheduler) else (*_SETTINGS, 'lr', 'initial_lr')
         _load_optimizer(optimizer, checkpoint['optimizer'], names)
     if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
         loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
@@ -249,13 +249,26 @@ class CheckpointKeeper:
         keeper = {'best_metric': self.best_metric, 'best_epoch': self.best_epoch, 'kept': self._kept}
         return {'epoch': epoch, 'version': 2, 'keeper': keeper}
 
-    def load(self, checkpoint: dict[str, Any]) -> None:
-        """Continue with the best metric and the kept files of a checkpoint, as far as they are in the folder."""
+    def load(self, checkpoint: dict[str, Any], start_epoch: int) -> None:
+        """Continue with the best metric and the kept files of a checkpoint, as far as they are of earlier epochs."""
         keeper = checkpoint.get('keeper')
         if keeper is None:
             return
-        self.best_metric, self.best_epoch = keeper['best_metric'], keeper['best_epoch']
-        self._kept = [(name, metric) for name, metric in keeper['kept'] if (self.folder / name).exists()]
+        if keeper['best_epoch'] is not None and keeper['best_epoch'] < start_epoch:
+            self.best_metric, self.best_epoch = keeper['best_metric'], keeper['best_epoch']
+        earlier = {f'checkpoint-{epoch}.pth.tar' for epoch in range(start_epoch)}
+        self._kept = [(name, metric) for name, metric in keeper['kept'] if name in earlier]
+
+    def take_from(self, folder: Path) -> None:
+        """Copy the kept files of another folder; what is not there is not kept, and no best where that is missing."""
+        self._kept = [(name, metric) for name, metric in self._kept if (folder / name).exists()]
+        for name, _ in self._kept:
+            shutil.copyfile(folder / name, self.folder / name)
+        best = f'checkpoint-{self.best_epoch}.pth.tar'
+        if any(name == best for name, _ in self._kept):
+            shutil.copyfile(folder / best, self.folder / 'model_best.pth.tar')
+        else:
+            self.best_metric = self.best_epoch = None
 
 
 def _link(source: Path, target: Path) -> None:

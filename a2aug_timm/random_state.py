@@ -64,13 +64,17 @@ class RememberingCollate:
 
     def __call__(self, batch: Any) -> Any:
         collated = self.collate(batch)
-        state = cpu_rng_state()
-        pickled = pickle.dumps({**state, 'torch': state['torch'].tolist()})
-        self._slots[get_worker_info().id, :len(pickled)] = torch.frombuffer(bytearray(pickled), dtype=torch.uint8)
+        self.remember(get_worker_info().id)
         return collated
 
+    def remember(self, worker_id: int) -> None:
+        """Called in a worker: leave its state now."""
+        state = cpu_rng_state()
+        pickled = pickle.dumps({**state, 'torch': state['torch'].tolist()})
+        self._slots[worker_id, :len(pickled)] = torch.frombuffer(bytearray(pickled), dtype=torch.uint8)
+
     def read(self) -> list[dict[str, Any]] | None:
-        """State of each worker after its last batch, None before all of them had one."""
+        """State of each worker after its last batch, or its start; None before they have started."""
         if not self._slots.any(dim=1).all():
             return None
         states = [pickle.loads(slot.numpy().tobytes()) for slot in self._slots]
@@ -87,6 +91,8 @@ def remember_workers(loader: Any) -> RememberingCollate | None:
     if not data_loader.num_workers or type(data_loader) is not DataLoader or data_loader.batch_sampler is None:
         return None
     data_loader.collate_fn = RememberingCollate(data_loader.collate_fn, data_loader.num_workers)
+    # A worker that gets no batch in an epoch is still where it started.
+    data_loader.worker_init_fn = _ThenDo(data_loader.worker_init_fn, data_loader.collate_fn.remember)
     return data_loader.collate_fn
 
 
@@ -103,7 +109,7 @@ def start_workers(loader: Any, states: list[dict[str, Any]] | None = None) -> No
     if not data_loader.num_workers or not data_loader.persistent_workers:
         return
     if states is not None and len(states) == data_loader.num_workers:
-        data_loader.worker_init_fn = _RestoringInit(data_loader.worker_init_fn, states)
+        data_loader.worker_init_fn = _ThenDo(data_loader.worker_init_fn, _Restore(states))
     batches = data_loader.batch_sampler
     if batches is None:
         iter(data_loader)
@@ -116,13 +122,23 @@ def start_workers(loader: Any, states: list[dict[str, Any]] | None = None) -> No
         batches.sampler = sampler
 
 
-class _RestoringInit:
-    """timm's start of a worker, then the random state that the worker goes on from."""
+class _ThenDo:
+    """timm's start of a worker, then something else with the worker's number."""
 
-    def __init__(self, init: Callable[[int], None], states: list[dict[str, Any]]):
+    def __init__(self, init: Callable[[int], None], then: Callable[[int], None]):
         self._init = init
-        self._states = states
+        self._then = then
 
     def __call__(self, worker_id: int) -> None:
         self._init(worker_id)
+        self._then(worker_id)
+
+
+class _Restore:
+    """Give a worker the state that it goes on from."""
+
+    def __init__(self, states: list[dict[str, Any]]):
+        self._states = states
+
+    def __call__(self, worker_id: int) -> None:
         set_rng_state(self._states[worker_id])

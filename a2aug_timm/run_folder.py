@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 from torch import nn
 
-from .checkpoint import CheckpointKeeper, atomic_write, remove_unfinished
-from .export import branch_metadata, export_branch
+from .checkpoint import CheckpointKeeper, atomic_write, read_checkpoint, remove_unfinished
+from .export import export_branch_of, load_branches
 from .summary import write_summary
 
 
@@ -60,13 +60,17 @@ class RunFolder:
 
     def _resume(self, checkpoint: dict[str, Any], source: str | Path, start_epoch: int) -> None:
         source = Path(source)
-        if source.resolve() != self.path.resolve():
-            for path in source.glob('*.pth.tar'):
-                shutil.copyfile(path, self.path / path.name)
-            if (source / 'export').is_dir():
-                shutil.copytree(source / 'export', self.export_path, dirs_exist_ok=True)
         self.history = [row for row in checkpoint.get('history', []) if row['epoch'] < start_epoch]
-        self.keeper.load(checkpoint)
+        self.keeper.load(checkpoint, start_epoch)
+        if source.parent.resolve() == self.path.resolve():
+            return
+        shutil.copyfile(source, self.last_path)
+        self.keeper.take_from(source.parent)
+        if self.keeper.best_epoch is not None:
+            path = self.path / 'model_best.pth.tar'
+            best = read_checkpoint(path)
+            run = best['a2aug']
+            export_branch_of(run, load_branches(best, str(path)), run['best_branch'], self.export_path)
 
     def begin(
             self,
@@ -80,7 +84,7 @@ class RunFolder:
         Args:
             args: The run's arguments.
             checkpoint: What is resumed: its history before ``start_epoch``, its best metric and its kept files.
-            source: Folder of the checkpoint. If it is another one, best checkpoints and export are copied from it.
+            source: Path of the checkpoint. If it is in another folder, its best checkpoints come along.
             start_epoch: First epoch that is trained.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -111,10 +115,7 @@ class RunFolder:
         self.history.append(row)
         # The export comes first: after a kill in between, the epoch is repeated and exported again.
         if self.keeper.is_best(metric):
-            branch = record['best_branch']
-            export_branch(
-                model, branch, self.export_path, data_config=record['data_config'],
-                label_names=record['config'].get('label_names'), metadata=branch_metadata(record, branch))
+            export_branch_of(record, model, record['best_branch'], self.export_path)
         self.keeper.save({**state, 'a2aug': record, 'history': self.history}, epoch=row['epoch'], metric=metric)
         write_summary(self.path / 'summary.csv', self.history)
         for recovery in self.path.glob('recovery-*.pth.tar'):

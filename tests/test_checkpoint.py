@@ -64,7 +64,7 @@ def test_last_best_and_the_best_k_are_kept_and_continue_after_a_resume(tmp_path)
     assert read_checkpoint(tmp_path / 'model_best.pth.tar')['metric'] == 5.
 
     resumed = CheckpointKeeper(tmp_path, max_history=2)
-    resumed.load(read_checkpoint(tmp_path / 'last.pth.tar'))
+    resumed.load(read_checkpoint(tmp_path / 'last.pth.tar'), start_epoch=99)
     assert (resumed.best_metric, resumed.best_epoch) == (5., 1)
     assert not resumed.save({}, 5, 4.) and resumed.save({}, 6, 6.)
     assert set(os.listdir(tmp_path)) == files - {'checkpoint-3.pth.tar'} | {'checkpoint-6.pth.tar'}
@@ -89,7 +89,7 @@ def test_a_kill_in_the_middle_of_a_save_spoils_no_other_file(tmp_path, monkeypat
     assert list(tmp_path.glob('.*.tmp'))
     assert read_checkpoint(tmp_path / 'last.pth.tar')['epoch'] == 0
     resumed = CheckpointKeeper(tmp_path)
-    resumed.load(read_checkpoint(tmp_path / 'last.pth.tar'))
+    resumed.load(read_checkpoint(tmp_path / 'last.pth.tar'), start_epoch=99)
     remove_unfinished(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os, 'replace', lambda a, b: die() if str(b).endswith('last.pth.tar') else replace(a, b))

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import timm
@@ -47,10 +46,8 @@ def refused(capsys, main, argv):
     return error.splitlines()[-1]
 
 
-def test_the_quickstart_trains_within_three_minutes_and_what_it_prints_works(run_script, tmp_path):
-    start = time.monotonic()
+def test_the_quickstart_trains_and_what_it_prints_works(run_script, tmp_path):
     done = run_script('python', 'train.py', '-c', 'hparams/quickstart.yaml', '--output', tmp_path)
-    assert time.monotonic() - start < 180
     run, = tmp_path.iterdir()
     assert done.stdout.count('ensemble') == len(rows_of(run)) >= 10
     for word in ('policy', 'μ', 'top-1', 'top-5', 'loss', sample_policies(3, 0)[2], 'Best: branch', f'{run}/export'):
@@ -239,15 +236,17 @@ def finished(tmp_path_factory):
     ([*THREE, '--a2aug-logit-scale', 'nan'], 'positive number'), ([*THREE, '--color-jitter', '0.2'], 'replace it'),
     (['--val-split', 'trian'], 'train and validation, not'), (['--lr', '-1'], '--lr must be at least 0'),
     (['--smoothing', '1.5'], 'between 0 and 1'), (['--scale', '0.5'], '--scale takes 2 values'),
-    (['--opt', 'adamw', '--opt-betas', '0.9'], 'takes 2 values'), (['--opt-kwargs', 'foo=1'], 'foo'),
+    (['--opt', 'adamw', '--opt-betas', '0.9'], 'takes 2 or 3 values'), (['--opt-kwargs', 'foo=1'], 'foo'),
     (['--sched', 'plateau', '--sched-on-updates'], 'steps on epochs'), (['--device', 'foo'], "no device 'foo'"),
     (['--model', 'local-dir:/nowhere'], 'no exported model'), (['--gp', 'foo'], 'foo'), (['--conf', 'x'], '--conf'),
     (['--interpolation', 'foo'], '--interpolation must be one of'), (['--pretrained-path', 'x'], "no checkpoint 'x'"),
     (['--start-epoch', '-1'], 'at least 0'), (['--mixup', '0.2', '-b', '3'], 'must be even'),
+    (['--cutmix-minmax', '0.8', '0.2'], 'no box to draw in images of 32'),
     (['--mixup-mode', 'elem'], 'no effect without --mixup'), (['--cutmix-minmax', '0.2'], 'takes 2 values'),
     (['--mixup', '1', '--mixup-mode', 'half', '--no-prefetcher'], 'leave --no-prefetcher out'),
     (['-b', '0'], '--batch-size must be at least 1'), (['-b', '5000'], 'more than the 1437 training images'),
-    (['--opt', 'sdg'], "no optimizer 'sdg'"), (['--sched', 'cosinus'], '--sched must be one of'),
+    (['--opt', 'sdg'], "no optimizer 'sdg'"), (['--decay-milestones', '30', '10'], 'must ascend'),
+    (['--sched', 'cosinus'], '--sched must be one of'),
     (['--sync-bn'], 'needs a GPU'), (['--eval-metric', 'f1'], '--eval-metric must be one of'),
     (['--mean', '0.1', '0.2'], 'mean must have one value or 1')], ids=lambda value: ' '.join(value)[:60])
 def test_bad_input_is_one_sentence_exit_code_2_and_no_folder(tmp_path, capsys, argv, words):
@@ -294,6 +293,72 @@ def test_settings_given_on_resume_replace_those_of_the_optimizer(finished, tmp_p
     assert 'resume' not in args and args['a2aug_policies'] == sample_policies(3, 42)
     for name in ('export/model.safetensors', 'model_best.pth.tar'):
         assert (run / name).exists()
+
+
+def test_a_resume_that_goes_back_goes_on_in_a_folder_of_its_own_and_tells_the_truth(tmp_path, capsys):
+    run = run_train(tmp_path, *THREE, '--checkpoint-hist', '3', epochs=3)
+    before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+    resumes = [['--resume', run / 'checkpoint-0.pth.tar', '--epochs', '2'],
+               ['--resume', run / 'last.pth.tar', '--start-epoch', '0', '--epochs', '1', '--lr', '1e-9']]
+    for argv, epochs in zip(resumes, (['0', '1'], ['0']), strict=True):
+        capsys.readouterr()
+        train.main([*map(str, argv), '--device', 'cpu', '--output', str(tmp_path / 'back')])
+        folder, = (tmp_path / 'back').iterdir()
+        rows = rows_of(folder)
+        assert [row['epoch'] for row in rows] == epochs
+        best = max(rows, key=lambda row: (float(row['eval_top1']), -int(row['epoch'])))
+        exported = torch.load(folder / 'export' / 'checkpoint.pth.tar', weights_only=True)['metadata']
+        assert exported['metrics']['top1'] == pytest.approx(float(best['eval_top1']))
+        assert f"at epoch {int(best['epoch']) + 1}" in capsys.readouterr().out
+        kept = {path.name for path in folder.glob('checkpoint-*')}
+        assert kept == {f'checkpoint-{epoch}.pth.tar' for epoch in epochs}
+        assert read_checkpoint(folder / 'model_best.pth.tar')['epoch'] == int(best['epoch'])
+        folder.rename(tmp_path / f'back-{len(epochs)}')
+    # The rate of the first epoch is that of the command line, not the checkpoint's.
+    assert float(rows[0]['lr']) == 1e-9
+    assert before == {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+
+
+def test_a_resume_keeps_a_rate_that_was_given_and_computes_one_that_was_computed(tmp_path):
+    def rates(name, *argv):
+        train.main([*map(str, argv), '--device', 'cpu', '--output', str(tmp_path), '--experiment', name])
+        return [float(row['lr']) for row in rows_of(tmp_path / name)]
+
+    small = [part for part in SMALL if part not in ('--lr', '0.05')]
+    constant = ['--sched', 'none', '--epochs', '1', *THREE]
+    assert rates('computed', *small, '--lr-base', '0.1', *constant) == [pytest.approx(0.1)]
+    assert rates('given', '-c', tmp_path / 'computed' / 'args.yaml', '--lr', '0.003') == [0.003]
+    assert rates('given2', '--resume', tmp_path / 'given' / 'last.pth.tar', '--epochs', '2') == [0.003, 0.003]
+    assert rates('computed2', '--resume', tmp_path / 'computed' / 'last.pth.tar', '--epochs', '2', '-b', '512') == [
+        pytest.approx(0.1), pytest.approx(0.2)]
+
+
+def test_a_plain_run_of_timm_is_resumed_beside_its_folder(tmp_path):
+    theirs = tmp_path / 'theirs'
+    theirs.mkdir()
+    model = timm.create_model('test_resnet', num_classes=10, in_chans=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.save({'epoch': 0, 'arch': 'test_resnet', 'state_dict': model.state_dict(), 'version': 2,
+                'optimizer': optimizer.state_dict()}, theirs / 'last.pth.tar')
+    (theirs / 'args.yaml').write_text('model: test_resnet\n')
+    (theirs / 'summary.csv').write_text('epoch,train_loss\n0,2.3\n')
+    before = {path: path.read_bytes() for path in theirs.iterdir()}
+    train.main([*SMALL, '--resume', str(theirs / 'last.pth.tar'), '--epochs', '2', '--no-resume-opt', '--output',
+                str(tmp_path / 'ours')])
+    assert before == {path: path.read_bytes() for path in theirs.iterdir()}
+    run, = (tmp_path / 'ours').iterdir()
+    assert [row['epoch'] for row in rows_of(run)] == ['1']
+
+
+def test_the_arguments_of_a_fine_tuning_run_are_that_run_again(finished, tmp_path):
+    train.main([*SMALL, '--initial-checkpoint', str(finished / 'export'), '--epochs', '1', '--output', str(tmp_path),
+                '--experiment', 'a'])
+    train.main(['-c', str(tmp_path / 'a' / 'args.yaml'), '--device', 'cpu', '--experiment', 'b'])
+    assert rows_of(tmp_path / 'a') == rows_of(tmp_path / 'b')
+    # It is behind the run when that is resumed.
+    last = tmp_path / 'b' / 'last.pth.tar'
+    train.main(['-c', str(tmp_path / 'b' / 'args.yaml'), '--device', 'cpu', '--resume', str(last), '--epochs', '2'])
+    assert len(rows_of(tmp_path / 'b')) == 2
 
 
 def test_a_later_start_has_the_schedule_of_its_epoch(tmp_path):

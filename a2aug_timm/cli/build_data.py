@@ -111,17 +111,25 @@ def build_loaders(
     return loader, eval_loader
 
 
-def build_mixup(args: argparse.Namespace, num_classes: int) -> tuple[Callable | None, Callable | None]:
+def build_mixup(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        num_classes: int,
+) -> tuple[Callable | None, Callable | None]:
     """What collates a batch (None is timm's choice), and what mixes it on its device where the collate does not."""
     is_joint = args.a2aug_branches > 1
     if not is_mixed(args):
         return collate_views if is_joint else None, None
+    for size in args.train_img_sizes or data_config['input_size'][-2:]:
+        if args.cutmix_minmax and int(size * args.cutmix_minmax[0]) >= int(size * args.cutmix_minmax[1]):
+            raise ValueError(f'--cutmix-minmax leaves no box to draw in images of {size} pixels')
     kwargs = dict(
         mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
         switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
         num_classes=num_classes)
     if args.naflex_loader:
-        return NaFlexMixup(**{name: kwargs[name] for name in kwargs.keys() - {'cutmix_minmax', 'mode'}}), None
+        kwargs = {name: kwargs[name] for name in kwargs.keys() - {'cutmix_minmax', 'mode'}}
+        return NaFlexMixup(mixup_off_epoch=args.mixup_off_epoch, **kwargs), None
     if not args.no_prefetcher:
         return (CollateMixedViews if is_joint else CollateMixup)(**kwargs), None
     return (collate_views, MixupOfViews(args.a2aug_branches, **kwargs)) if is_joint else (None, Mixup(**kwargs))

@@ -128,7 +128,8 @@ def build_optimizer(
         loader: Any,
 ) -> tuple[torch.optim.Optimizer, Any, int]:
     """Optimizer, schedule and number of epochs; the learning rate scales with images, not with views."""
-    if not args.lr:
+    args.is_lr_computed = not args.lr
+    if args.is_lr_computed:
         ratio = mean_batch_size(args, loader) * args.world_size * args.grad_accum_steps / args.lr_base_size
         if not args.lr_base_scale:
             args.lr_base_scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'

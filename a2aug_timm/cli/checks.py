@@ -43,7 +43,8 @@ _ONE_OF = {
     'lr_base_scale': ('', 'linear', 'sqrt'), 'interpolation': _INTERPOLATIONS,
     'train_interpolation': ('random', *_INTERPOLATIONS),
 }
-_LENGTHS = {'scale': 2, 'ratio': 2, 'opt_betas': 2, 'cutmix_minmax': 2}
+# Adan has three betas.
+_LENGTHS = {'scale': (2,), 'ratio': (2,), 'opt_betas': (2, 3), 'cutmix_minmax': (2,)}
 
 
 def check_common(args: argparse.Namespace, explicit: set[str]) -> None:
@@ -74,10 +75,10 @@ def _check_values(args: argparse.Namespace) -> None:
         value = getattr(args, name, choices[0])
         if value not in choices:
             raise ValueError(f"{flag(name)} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    for name, length in _LENGTHS.items():
+    for name, lengths in _LENGTHS.items():
         value = getattr(args, name, None)
-        if value is not None and len(value) != length:
-            raise ValueError(f'{flag(name)} takes {length} values, got {len(value)}')
+        if value is not None and len(value) not in lengths:
+            raise ValueError(f'{flag(name)} takes {" or ".join(map(str, lengths))} values, got {len(value)}')
 
 
 def check_model(name: str) -> None:

@@ -10,9 +10,9 @@ _FIXED_BY_CHECKPOINT = (
     'model', 'num_classes', 'in_chans', 'gp', 'model_kwargs', 'eval_metric', 'a2aug_branches', 'a2aug_policies',
     'a2aug_norm', 'a2aug_shared_bn', 'a2aug_ensemble', 'split_bn')
 # What belongs to one invocation rather than to the run.
-NOT_OF_THE_RUN = {
-    'data', 'local_rank', 'resume', 'no_resume_opt', 'start_epoch', 'device', 'pretrained', 'pretrained_path',
-    'initial_checkpoint'}
+NOT_OF_THE_RUN = {'data', 'local_rank', 'resume', 'no_resume_opt', 'start_epoch', 'device'}
+# What a run began with is behind it when it is resumed.
+_NOT_ADOPTED = {*NOT_OF_THE_RUN, 'pretrained', 'pretrained_path', 'initial_checkpoint'}
 
 
 def adopt_run(args: argparse.Namespace, explicit: set[str], checkpoint: dict[str, Any]) -> None:
@@ -31,10 +31,10 @@ def adopt_run(args: argparse.Namespace, explicit: set[str], checkpoint: dict[str
     if 'opt' in explicit and saved['opt'] != args.opt and not args.no_resume_opt:
         raise ValueError(f"--opt {args.opt} cannot take over the state of {saved['opt']}; add --no-resume-opt")
     for name, value in saved.items():
-        if name not in explicit and name not in NOT_OF_THE_RUN and hasattr(args, name):
+        if name not in explicit and name not in _NOT_ADOPTED and hasattr(args, name):
             setattr(args, name, value)
-    if saved['lr_base_scale'] and 'lr' not in explicit:
-        args.lr = None  # it was computed from --lr-base, and is again
+    if checkpoint['a2aug'].get('is_lr_computed') and 'lr' not in explicit:
+        args.lr = None  # it is computed from --lr-base again
     if 'a2aug_space' in explicit and args.a2aug_space:
         args.a2aug_num_layers, args.a2aug_magnitudes = map(list, SPACES[args.a2aug_space])
     search_space = {'a2aug_seed', 'a2aug_space', 'a2aug_num_layers', 'a2aug_magnitudes'}

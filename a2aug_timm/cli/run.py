@@ -57,7 +57,8 @@ class Run:
     def recover(self, epoch: int, update: int) -> None:
         """Keep a checkpoint in the middle of an epoch; a resume from it begins that epoch again."""
         record = self._record(epoch - 1)
-        state = self._state()
+        # The workers are ahead of the update, and a resume begins their epoch again.
+        state = self._state(with_workers=False)
         if utils.is_primary(self.args):
             self.folder.save_recovery({**state, 'a2aug': record}, epoch, update)
 
@@ -116,13 +117,14 @@ class Run:
         best_branch = 0 if args.a2aug_shared_bn else int(mu.argmax())
         return dict(
             epoch=epoch, num_branches=args.a2aug_branches, norm=args.a2aug_norm, shared_bn=args.a2aug_shared_bn,
-            judged_ema=judged_ema, mu=mu.tolist(), policies=args.a2aug_policies or [args.aa], metrics=None,
+            judged_ema=judged_ema, is_lr_computed=args.is_lr_computed, mu=mu.tolist(),
+            policies=args.a2aug_policies or [args.aa], metrics=None,
             best_branch=best_branch, config=self.config, data_config=self.data_config)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, with_workers: bool = True) -> dict[str, Any]:
         """Tensors, random state and arguments of a checkpoint; every rank must call this."""
         step = self.step
-        rng = gather_rng_states(None if self.workers is None else self.workers.read())
+        rng = gather_rng_states(self.workers.read() if self.workers is not None and with_workers else None)
         return {**training_state(step.task, step.optimizer, step.lr_scheduler, step.loss_scaler),
                 'arch': self.args.model, 'args': self.run_args, 'rng': rng}
 

@@ -32,7 +32,8 @@ _NEEDED = {
 }
 # Pairs that exclude each other.
 _EXCLUSIVE = (
-    ('torchscript', 'torchcompile'), ('torchscript', 'sync_bn'), ('split_bn', 'sync_bn'), ('aug_splits', 'no_aug'),
+    ('torchscript', 'torchcompile'), ('torchscript', 'kd_model_name'),
+    ('torchscript', 'sync_bn'), ('split_bn', 'sync_bn'), ('aug_splits', 'no_aug'),
     ('naflex_loader', 'train_img_sizes'), ('naflex_loader', 'use_multi_epochs_loader'), ('naflex_loader', 'aug_splits'),
     ('train_img_sizes', 'use_multi_epochs_loader'), ('train_img_sizes', 'aug_splits'), ('resplit', 'no_prefetcher'),
     ('drop_connect', 'drop_path'), ('jsd_loss', 'bce_loss'), ('naflex_loader', 'torchscript'),
@@ -86,10 +87,12 @@ def _import_device_modules(args: argparse.Namespace) -> None:
 
 
 def _check_optimizer(args: argparse.Namespace) -> None:
-    if args.opt.lower() not in list_optimizers():
+    if args.opt.lower().removeprefix('lookahead_') not in list_optimizers():
         raise ValueError(f"timm has no optimizer '{args.opt}'")
     if args.sched == 'plateau' and args.sched_on_updates:
         raise ValueError('--sched plateau steps on epochs; leave --sched-on-updates out')
+    if args.decay_milestones != sorted(args.decay_milestones):
+        raise ValueError(f'--decay-milestones must ascend, got {args.decay_milestones}')
 
 
 def _check_together(args: argparse.Namespace, changed: set[str]) -> None:

@@ -15,7 +15,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..branches import convert_multi_branch_bn, convert_multi_branch_norm, extract_branch, num_branches_of
-from ..checkpoint import atomic_write, load_weights, read_checkpoint
+from ..checkpoint import atomic_write, check_weights, read_checkpoint, state_dict_of
 
 
 def model_config(
@@ -147,8 +147,19 @@ def load_branches(checkpoint: dict[str, Any], source: str, use_ema: bool | None 
         raise ValueError(f"'{source}' is not a checkpoint of a2aug_timm's train.py")
     num_branches = 1 if run['shared_bn'] else run['num_branches']
     model = build_model(run['config'], num_branches, run.get('norm', 'bn'))
-    load_weights(model, checkpoint, source, run['judged_ema'] if use_ema is None else use_ema)
+    weights = state_dict_of(checkpoint, run['judged_ema'] if use_ema is None else use_ema)
+    # Of timm's split batch norm the norms of the other splits serve training alone.
+    weights = {key: value for key, value in weights.items() if '.aux_bn.' not in key}
+    check_weights(model, weights, source)
+    model.load_state_dict(weights)
     return model
+
+
+def export_branch_of(run: dict[str, Any], model: nn.Module, branch: int, folder: str | Path) -> None:
+    """``export_branch`` with what a checkpoint's entry ``a2aug`` says of its run and this branch."""
+    export_branch(
+        model, branch, folder, data_config=run['data_config'], label_names=run['config'].get('label_names'),
+        metadata=branch_metadata(run, branch))
 
 
 def resolve_branches(branch: str, run: dict[str, Any], model: nn.Module) -> list[int]:

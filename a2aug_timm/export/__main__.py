@@ -3,7 +3,7 @@ from pathlib import Path
 
 from ..checkpoint import read_checkpoint
 from ..cli.config import StrictParser
-from . import branch_metadata, export_branch, load_branches, load_line, resolve_branches
+from . import export_branch_of, load_branches, load_line, resolve_branches
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,9 +19,7 @@ def main(argv: list[str] | None = None) -> None:
         branches = resolve_branches(args.branch, run, model)
     for branch in branches:
         folder = Path(args.output) / f'branch-{branch}' if args.branch == 'all' else Path(args.output)
-        export_branch(
-            model, branch, folder, data_config=run['data_config'], label_names=run['config'].get('label_names'),
-            metadata=branch_metadata(run, branch))
+        export_branch_of(run, model, branch, folder)
         print(f"branch {branch} -> {folder}\n  {load_line(run['config']['architecture'], folder)}")
 
 
