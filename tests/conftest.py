@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 os.environ['HF_HUB_OFFLINE'] = '1'  # read when the hub's client is imported, which timm does
-torch.set_num_threads(1)  # two processes run the tests; small tensors gain nothing from more threads
+# Two processes run the tests, small tensors gain nothing from more threads, and sums of other threads differ in bits.
+os.environ['OMP_NUM_THREADS'] = '1'
+torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 
 
