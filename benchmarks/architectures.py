@@ -231,9 +231,10 @@ def main():
     os.environ.update(MALLOC_MMAP_MAX_='0', MALLOC_TRIM_THRESHOLD_='100000000000', MALLOC_TOP_PAD_='268435456')
     context = multiprocessing.get_context('spawn')
     rows, pool = read_rows(path), None
-    for arch in timm.list_models(args.only):
-        if arch in rows:
-            continue
+    for number, arch in enumerate(arch for arch in timm.list_models(args.only) if arch not in rows):
+        if pool is not None and number % 100 == 0:  # memory that is kept is torn into pieces in the end
+            pool.shutdown()
+            pool = None
         pool = pool or ProcessPoolExecutor(1, context, start)
         try:
             row = pool.submit(check, arch, args.norm).result()

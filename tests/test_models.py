@@ -230,6 +230,11 @@ def test_a_backbone_that_gives_feature_maps_trains_jointly(arch, size, convert, 
     assert found['outputs'] < 1e-9 and found['statistics'] < 1e-9 and found['gradients'] < 1e-5, found
 
 
+def test_fbnet_comes_out_of_an_export_with_the_epsilon_that_it_was_trained_with():
+    # The one architecture of which `pretrained=True` makes another network.
+    check('fbnetc_100', 64, {}, convert_multi_branch_bn)
+
+
 def test_a_network_that_mixes_the_images_of_a_batch_is_refused():
     with pytest.raises(ValueError, match='CSATv2 mixes the images of a batch'):
         convert_multi_branch_norm(timm.create_model('csatv2'), N)

@@ -37,6 +37,10 @@ def model_config(
         config = json.loads(path.read_text(encoding='utf-8'))
     # transformers refuses a class count that is given twice.
     config.get('model_args', {}).pop('num_classes', None)
+    if config['architecture'] == 'fbnetc_100':
+        # timm builds it with another epsilon for `pretrained=True`, which is how an export is loaded.
+        epsilon = next(module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        config['model_args'] = {'bn_eps': epsilon, **config.get('model_args', {})}
     return config
 
 
