@@ -61,10 +61,10 @@ def main(argv: list[str] | None = None) -> None:
         device = init_device(args)
         model = build_model(args, checkpoint, device)
         data_config = resolve_input_data_config(model, vars(args), verbose=utils.is_primary(args))
-        train_set, eval_set = build_datasets(args, data_config, model.num_classes)
+        datasets = build_datasets(args, data_config, model.num_classes)
         collate, mix = build_mixup(args, data_config, model.num_classes)
-        loader, eval_loader = build_loaders(args, data_config, model, device, train_set, eval_set, collate)
-        config = model_config(model, data_config, names_of_classes(train_set))
+        loader, eval_loader, test_loader = build_loaders(args, data_config, model, device, datasets, collate)
+        config = model_config(model, data_config, names_of_classes(datasets.train))
         workers = remember_workers(loader) if args.a2aug_branches == 1 else None
         task = build_task(args, model, data_config, device)
         optimizer, lr_scheduler, num_epochs = build_optimizer(args, task, loader)
@@ -105,10 +105,10 @@ def main(argv: list[str] | None = None) -> None:
             synchronize_bn(args, task)
             metric = None
             if (epoch + 1) % args.val_interval == 0 or epoch + 1 == num_epochs:
-                metric = run.end_epoch(epoch, terms, eval_loader, [train_set, eval_set])
+                metric = run.end_epoch(epoch, terms, eval_loader, datasets)
             if lr_scheduler is not None:
                 lr_scheduler.step(epoch + 1, metric)
-    run.report()
+    run.finish(test_loader)
     if args.distributed:
         dist.destroy_process_group()
 
@@ -122,7 +122,7 @@ def parse(
     checkpoint = read_checkpoint(args.resume) if args.resume else None
     if checkpoint is not None:
         adopt_run(args, explicit, checkpoint)
-    if not args.val_split:
+    if not args.val_split and args.holdout is None:
         args.eval_metric = 'loss'
     check_train(args, explicit, {action.dest: action.default for action in parser._actions})
     name = timm.models.safe_model_name(args.model)

@@ -22,8 +22,8 @@ from timm import utils
 from timm.data import resolve_input_data_config
 from torch.utils.data import Dataset
 
-from a2aug_timm.branches import branch_logits
-from a2aug_timm.cli.console import branch_table, print_table
+from a2aug_timm.branches import branch_logits, resize
+from a2aug_timm.cli.console import branch_labels, branch_table, print_table
 from a2aug_timm.cli.inference import compilation_errors, first_line, fuse, place, pool_at_test_time, set_backends
 from a2aug_timm.cli.validate_arguments import validate_parser
 from a2aug_timm.cli.validate_checks import check_validate
@@ -180,7 +180,7 @@ def measure(args: argparse.Namespace, candidate: Candidate, batch_size: int) -> 
         on_batch=lambda batch: log_batch(batch, num_batches, args.log_freq))
     if num_skipped := dataset.take_num_skipped() if isinstance(dataset, SkippingDataset) else 0:
         _logger.warning('Skipped %d broken images', num_skipped)
-    labels = [row.get('policy') or row['model'] for row in rows]
+    labels = branch_labels([row.get('policy') or row['model'] for row in rows], candidate.branches.sizes)
     print_table(args.checkpoint or args.model, branch_table(labels, metrics, mu, best=None))
     return describe(rows, metrics, dict(
         param_count=round(candidate.param_count / 1e6, 2), img_size=data_config['input_size'][-1],
@@ -194,7 +194,9 @@ def predict(
 ) -> torch.Tensor:
     """Logits of every branch, ``[N, B, K]``; with ``--valid-labels`` those of the data's classes."""
     with compilation_errors(args):
-        logits = torch.cat([branch_logits(model, images) for model in candidate.branches.models])
+        sizes = candidate.branches.sizes or [None] * len(candidate.branches.models)
+        logits = torch.cat([branch_logits(model, resize(images, size))
+                            for model, size in zip(candidate.branches.models, sizes, strict=True)])
     return logits if candidate.valid is None else logits[..., candidate.valid]
 
 

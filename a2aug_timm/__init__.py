@@ -12,7 +12,7 @@ from .branches import (
 )
 from .export import export_branch
 from .loss import A2AugLoss
-from .norms import MultiBranchBN, MultiBranchNorm
+from .multi_branch import MultiBranchBN, MultiBranchNetwork, MultiBranchNorm
 from .policies import MultiPolicyRandAugment, sample_policies
 from .pretrained_file import add_pretrained_file
 from .task import A2AugTask

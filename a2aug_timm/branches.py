@@ -1,8 +1,10 @@
 """One network, N sets of norm layers: convert a timm model, select a branch, extract it as a plain model."""
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from timm.models.mlp_mixer import Affine
 from timm.utils import unwrap_model
@@ -11,15 +13,36 @@ from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .norms import MultiBranchBN, MultiBranchNorm
+from .multi_branch import MultiBranch, MultiBranchBN, MultiBranchNetwork, MultiBranchNorm
 
 # ResMLP has Affine where other networks have a norm.
+# What each branch may have of its own, beside its policy.
+OWN = ('nothing', 'bn', 'norms', 'network')
 _NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, Affine)
 # timm's norm layers that are none of torch's, by the modules that define them.
 _TIMM_NORMS = {f'timm.layers.{name}' for name in (
     'norm', 'norm_act', 'evo_norm', 'filter_response_norm', 'grn', 'inplace_abn')}
 # Networks of timm whose attention runs over the images of a batch, by these modules: a view would answer for another.
 _MIX_IMAGES = {'timm.models.csatv2'}
+
+
+def create_branches(create: Callable[[], nn.Module], num_branches: int, own: str = 'bn') -> nn.Module:
+    """A model with N branches, of what ``create`` makes.
+
+    Args:
+        create: Makes a plain model; called once a branch where they share nothing.
+        num_branches: ``N``; 1 is a plain model.
+        own: What each branch has of its own: ``bn`` (the paper's method), all ``norms``, the whole ``network``, or
+            ``nothing``, which is a plain model too.
+
+    Raises:
+        ValueError: See ``convert_multi_branch_bn`` and ``convert_multi_branch_norm``.
+    """
+    if num_branches == 1 or own == 'nothing':
+        return create()
+    if own == 'network':
+        return MultiBranchNetwork(create() for _ in range(num_branches))
+    return (convert_multi_branch_norm if own == 'norms' else convert_multi_branch_bn)(create(), num_branches)
 
 
 def convert_multi_branch_bn(model: nn.Module, num_branches: int) -> nn.Module:
@@ -73,18 +96,23 @@ def _convert(model: nn.Module, num_branches: int, is_norm: Callable[[nn.Module],
 
 def num_branches_of(model: nn.Module) -> int:
     """Number of branches of a model, 1 for a plain one."""
-    return next((len(module.branches) for module in model.modules() if isinstance(module, MultiBranchNorm)), 1)
+    return next((len(module.branches) for module in model.modules() if isinstance(module, MultiBranch)), 1)
+
+
+def networks_of(model: nn.Module) -> list[nn.Module]:
+    """The networks that a model consists of: N where its branches share nothing, else one, the model itself."""
+    return list(model.branches) if isinstance(model, MultiBranchNetwork) else [model]
 
 
 def plain_parameter_names(model: nn.Module) -> dict[str, str]:
     """Name of each parameter -> its name in the plain model, where each branch's stand for one."""
-    prefixes = {f'{name}.branches.': name for name, module in model.named_modules(remove_duplicate=False)
-                if isinstance(module, MultiBranchNorm)}
+    prefixes = {f'{name}.branches.'.lstrip('.'): name for name, module in model.named_modules(remove_duplicate=False)
+                if isinstance(module, MultiBranch)}
 
     def plain(name: str) -> str:
         # By the wrapper's place, not by its word: HRNet has modules of its own that are named `branches`.
         prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
-        return name if prefix is None else f'{prefixes[prefix]}.{name[len(prefix):].partition(".")[2]}'
+        return name if prefix is None else f'{prefixes[prefix]}.{name[len(prefix):].partition(".")[2]}'.lstrip('.')
 
     return {name: plain(name) for name, _ in model.named_parameters()}
 
@@ -104,7 +132,7 @@ class select_branch:  # noqa: N801, it reads as a function
     """
 
     def __init__(self, model: nn.Module, branch: int | None):
-        self._layers = [module for module in model.modules() if isinstance(module, MultiBranchNorm)]
+        self._layers = [module for module in model.modules() if isinstance(module, MultiBranch)]
         if not self._layers:
             raise ValueError('the model has no branches; convert it with convert_multi_branch_bn(model, num_branches)')
         if branch is not None:
@@ -128,7 +156,7 @@ def extract_branch(model: nn.Module, branch: int) -> nn.Module:
         ValueError: The model has no branches, or no branch with that index.
     """
     model = unwrap_model(model)
-    layer = next((module for module in model.modules() if isinstance(module, MultiBranchNorm)), None)
+    layer = next((module for module in model.modules() if isinstance(module, MultiBranch)), None)
     if layer is None:
         raise ValueError('the model has no branches to extract')
     _check_branch(layer, branch)
@@ -137,12 +165,42 @@ def extract_branch(model: nn.Module, branch: int) -> nn.Module:
               for value in cache.values() if isinstance(value, torch.Tensor) and not value.is_leaf)
     memo = {id(value): value.detach().clone() for value in cached}
     return _replace_modules(
-        copy.deepcopy(model, memo), lambda module: isinstance(module, MultiBranchNorm),
-        lambda layer: _as_built(layer.branches[branch], layer.norm_class))
+        copy.deepcopy(model, memo), lambda module: isinstance(module, MultiBranch),
+        lambda layer: _as_built(layer.branches[branch], layer.branch_class))
 
 
-def branch_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def resize(images: torch.Tensor, size: int | None) -> torch.Tensor:
+    """Images at the resolution of a branch, ``[B, C, H, W]`` -> ``[B, C, size, size]``; None leaves them."""
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    dtype = torch.promote_types(images.dtype, torch.float32)  # no kernel filters half precision on the CPU
+    return F.interpolate(images.to(dtype), (size, size), mode='bilinear', antialias=True).to(images.dtype)
+
+
+def joint_logits(model: nn.Module, images: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
+    """Logits of all views in one forward pass, for training.
+
+    Args:
+        sizes: Resolution of each branch, whose views are then resized and run branch by branch; also of a plain
+            model, which then takes all of them.
+
+    Shape:
+        View-major ``[N*B, C, H, W]`` -> ``[N*B, K]``.
+    """
+    if sizes is None:
+        return model(images)
+    logits = []
+    for branch, (view, size) in enumerate(zip(images.chunk(len(sizes)), sizes, strict=True)):
+        with select_branch(model, branch) if num_branches_of(model) > 1 else nullcontext():
+            logits.append(model(resize(view, size)))
+    return torch.cat(logits)
+
+
+def branch_logits(model: nn.Module, images: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
     """Logits of every branch for the same images, each branch with its own norms; for eval.
+
+    Args:
+        sizes: Resolution of each branch; a plain model takes the images as they are.
 
     Shape:
         ``[B, C, H, W]`` -> ``[N, B, K]``; a plain model is one branch.
@@ -154,7 +212,7 @@ def branch_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     logits = []
     for branch in range(num_branches_of(model)):
         with select_branch(model, branch):
-            logits.append(_logits(model(images)))
+            logits.append(_logits(model(resize(images, None if sizes is None else sizes[branch]))))
     return torch.stack(logits)
 
 
@@ -163,7 +221,7 @@ def _logits(output: torch.Tensor | tuple | list) -> torch.Tensor:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
-def _check_branch(layer: MultiBranchNorm, branch: int) -> None:
+def _check_branch(layer: MultiBranch, branch: int) -> None:
     if not 0 <= branch < len(layer.branches):
         raise ValueError(f'there is no branch {branch}; the model has branches 0 to {len(layer.branches) - 1}')
 

@@ -1,8 +1,9 @@
 """Augmentation policies: the search space, seeded sampling, and policy string -> transform.
 
 A policy *is* a timm auto-augment string (``rand-m9-n2-p1.0-mmax30-tpublished``); that string is what is sampled,
-logged, stored in checkpoints and parsed. The op set ``tpublished`` is RandAugment's own; a string without it means
-exactly what timm's ``--aa`` means.
+logged, stored in checkpoints and parsed. The op set ``tpublished`` is RandAugment's own, ``autoaugment_cifar10`` and
+its siblings are AutoAugment's policies as torchvision ships them, ``none`` leaves an image as it is; any other string
+means exactly what timm's ``--aa`` means.
 """
 import hashlib
 import re
@@ -12,6 +13,7 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP, AugmentOp, RandAugment
 from timm.data.transforms import str_to_pil_interp
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 NUM_LAYERS = (1, 2, 3)
 MAGNITUDES = (5, 7, 9, 11, 13, 15)
@@ -24,6 +26,7 @@ SPACES = {
     'imagenet': (NUM_LAYERS, MAGNITUDES),
 }
 
+AUTO_AUGMENT = {f'autoaugment_{policy.value}': policy for policy in AutoAugmentPolicy}
 # Largest shift as a share of the image side: the published 10 pixels at 32 pixels.
 TRANSLATE_PCT = 10 / 32
 
@@ -56,6 +59,7 @@ _SECTIONS = {
              't': r'published|weights|3aw|3a'},
     'augmix': {'m': r'\d+', 'w': r'[1-9]\d*', 'd': r'\d+', 'a': _NUMBER, 'b': r'[01]', 'mstd': _NUMBER},
     **{name: {'mstd': _NUMBER} for name in ('original', 'originalr', 'v0', 'v0r', '3a')},
+    **{name: {} for name in ('none', *AUTO_AUGMENT)},
 }
 
 
@@ -111,7 +115,7 @@ def parse_policy(policy: str) -> dict[str, str]:
     """Split a policy string into its sections, ``{'family': 'rand', 'm': '9', …}``.
 
     Raises:
-        ValueError: The family, a section or a value is not one that timm's ``--aa`` (or ``tpublished``) knows.
+        ValueError: The family, a section or a value is neither timm's nor ours.
     """
     family, *sections = policy.split('-')
     if family not in _SECTIONS:
@@ -156,19 +160,34 @@ def _meaning(policy: str) -> dict[str, str | float]:
             sections['m'] = min(sections['m'], sections.pop('mmax'))
     elif sections['family'] == 'augmix':
         sections = {'m': 3., 'w': 3., 'd': -1., 'a': 1., 'b': 0., **sections}
-    else:
+    elif 'mstd' in _SECTIONS[sections['family']]:
         sections = {'mstd': 0., **sections}
     return sections
 
 
-def _create_transform(
-        policy: str,
-        img_size: int | tuple[int, int],
-        mean: Sequence[float],
-        interpolation: str,
-        color_jitter: float | Sequence[float] | None,
-) -> Callable[[Image.Image], Image.Image]:
+def is_known_to_timm(policy: str) -> bool:
+    """Whether timm's own ``auto_augment`` takes a policy, rather than ``create_policy`` alone."""
     sections = parse_policy(policy)
+    return sections['family'] not in ('none', *AUTO_AUGMENT) and sections.get('t') != 'published'
+
+
+def create_policy(
+        policy: str,
+        img_size: int | tuple[int, int] = 224,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        interpolation: str = 'random',
+        color_jitter: float | Sequence[float] | None = 0.4,
+) -> Callable[[Image.Image], Image.Image]:
+    """The transform of one policy; the arguments are those of ``MultiPolicyRandAugment``.
+
+    Raises:
+        ValueError: The policy is malformed.
+    """
+    sections = parse_policy(policy)
+    if sections['family'] == 'none':
+        return identity
+    if sections['family'] in AUTO_AUGMENT:
+        return AutoAugment(AUTO_AUGMENT[sections['family']], fill=_fill(mean))
     if sections.get('t') == 'published':
         return _published_rand_augment(sections, mean, interpolation)
     # The second of timm's three stages is all that comes between crop and tensor. A call per policy keeps timm's
@@ -178,9 +197,14 @@ def _create_transform(
         interpolation=interpolation, color_jitter=color_jitter)[1]
 
 
+def _fill(mean: Sequence[float]) -> list[int]:
+    """Pixel that stands for an image's mean."""
+    return [min(255, round(255 * channel)) for channel in mean]
+
+
 def _published_rand_augment(sections: dict[str, str], mean: Sequence[float], interpolation: str) -> RandAugment:
     hparams = dict(
-        img_mean=tuple(min(255, round(255 * channel)) for channel in mean),
+        img_mean=tuple(_fill(mean)),
         translate_pct=TRANSLATE_PCT,
         magnitude_max=int(sections.get('mmax', MAX_MAGNITUDE)),
         magnitude_std=float(sections.get('mstd', 0)),
@@ -206,9 +230,10 @@ class MultiPolicyRandAugment:
         mean: Per-channel mean in 0..1 that fills uncovered pixels; its length is the number of channels.
         interpolation: Pillow resampling of the geometric ops, ``random`` for bilinear or bicubic at random.
         color_jitter: Strength of the jitter that is part of timm's 3-Augment policies.
+        allow_equal: Views that differ in something else may share a policy.
 
     Raises:
-        ValueError: A malformed or duplicate policy.
+        ValueError: A malformed policy, or two that mean the same.
 
     Source: A²-Aug §4.2; timm ``rand_augment_transform``.
     """
@@ -220,11 +245,13 @@ class MultiPolicyRandAugment:
             mean: Sequence[float] = (0.485, 0.456, 0.406),
             interpolation: str = 'random',
             color_jitter: float | Sequence[float] | None = 0.4,
+            allow_equal: bool = False,
     ):
-        check_policies(policies)
+        if not allow_equal:
+            check_policies(policies)
         self.policies = tuple(policies)
         self.transforms = [
-            _create_transform(policy, img_size, mean, interpolation, color_jitter) for policy in policies]
+            create_policy(policy, img_size, mean, interpolation, color_jitter) for policy in policies]
 
     def __call__(self, img: Image.Image) -> tuple[Image.Image, ...]:
         return tuple(transform(img) for transform in self.transforms)

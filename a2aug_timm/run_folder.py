@@ -1,4 +1,5 @@
-"""A run's folder: args.yaml, summary.csv, checkpoints, and export/ with the best branch."""
+"""A run's folder: args.yaml, summary.csv, checkpoints, export/ with the best branch, and result.json in the end."""
+import json
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -120,6 +121,11 @@ class RunFolder:
         write_summary(self.path / 'summary.csv', self.history)
         for recovery in self.path.glob('recovery-*.pth.tar'):
             recovery.unlink()
+
+    def save_result(self, result: dict[str, Any]) -> None:
+        """Write what the run has come to."""
+        with atomic_write(self.path / 'result.json') as path:
+            path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
     def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> None:
         """Keep a checkpoint from the middle of an epoch, until the next one or the end of the epoch replaces it."""

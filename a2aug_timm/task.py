@@ -1,5 +1,5 @@
 """A²-Aug as a timm training task: the loop never learns that there are branches."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,34 +9,39 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .branches import plain_parameter_names
+from .branches import joint_logits, networks_of, plain_parameter_names
 from .loss import A2AugLoss, temperature_kl
 
 
 class _A2AugModule(nn.Module):
     """Network and loss in one module, so that DDP averages μ's gradient and EMA tracks μ."""
 
-    def __init__(self, model: nn.Module, loss: A2AugLoss):
+    def __init__(self, model: nn.Module, loss: A2AugLoss, branch_sizes: Sequence[int] | None = None):
         super().__init__()
         self.model = model
         self.loss = loss
+        self.branch_sizes = branch_sizes
 
     def forward(self, images: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.model(images)
+        logits = joint_logits(self.model, images, self.branch_sizes)
         return {**self.loss(logits, target), 'output': logits}
 
     def no_weight_decay(self) -> set[str]:
         """Patterns of parameters without weight decay: the network's own, and μ."""
-        own = getattr(self.model, 'no_weight_decay', set)()
-        return {f'model.{name}' for name in own} | {'loss.mu_logits'}
+        names = {'loss.mu_logits'}
+        for i, network in enumerate(networks := networks_of(self.model)):
+            prefix = f'model.branches.{i}' if len(networks) > 1 else 'model'
+            names.update(f'{prefix}.{name}' for name in getattr(network, 'no_weight_decay', set)())
+        return names
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """Layer of a parameter for layer-wise learning rates: the network's own; μ is with the head."""
-        if not hasattr(self.model, 'group_matcher'):
-            raise ValueError(f'{type(self.model).__name__} does not tell which layer a parameter is in')
+        network = networks_of(self.model)[0]
+        if not hasattr(network, 'group_matcher'):
+            raise ValueError(f'{type(network).__name__} does not tell which layer a parameter is in')
         plain = plain_parameter_names(self.model)
         layers = group_with_matcher(
-            ((name, None) for name in plain.values()), self.model.group_matcher(coarse=coarse), reverse=True)
+            ((name, None) for name in plain.values()), network.group_matcher(coarse=coarse), reverse=True)
         layer_of = {f'model.{name}': layers[plain_name] for name, plain_name in plain.items()}
         return lambda name: layer_of.get(name, max(layers.values()))
 
@@ -53,6 +58,7 @@ class A2AugTask(TrainingTask):
         criterion: Classification loss of ``[B, K]`` logits and targets, returning a scalar.
         num_branches: ``N``.
         loss_kwargs: The other arguments of ``A2AugLoss``.
+        branch_sizes: Resolution of each branch, to which its views are resized; the images' own if not given.
         device: Device of the task.
         dtype: Dtype of the task.
         verbose: Log what timm's tasks log.
@@ -70,13 +76,14 @@ class A2AugTask(TrainingTask):
             num_branches: int,
             *,
             loss_kwargs: dict[str, Any] | None = None,
+            branch_sizes: Sequence[int] | None = None,
             device: torch.device | None = None,
             dtype: torch.dtype | None = None,
             verbose: bool = True,
     ):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         loss = A2AugLoss(num_branches, criterion, **(loss_kwargs or {}))
-        self.trainable_module = _A2AugModule(model, loss).to(self.device)
+        self.trainable_module = _A2AugModule(model, loss, branch_sizes).to(self.device)
 
     def _module(self, ema: bool = False) -> _A2AugModule | None:
         module = self.get_trainable_module(ema=ema)
@@ -105,9 +112,10 @@ class A2AugTask(TrainingTask):
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         module = self._module()
-        parameters = list(module.model.parameters())
+        if not exclude_head:
+            return list(module.parameters())
         # μ is the head of the ensemble: adaptive clipping, relative to its length, would hold it at its zeros.
-        return parameters[:-2] if exclude_head else parameters + list(module.loss.parameters())
+        return [parameter for network in networks_of(module.model) for parameter in list(network.parameters())[:-2]]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         module = unwrap_model(module) if module is not None else self._module(ema)

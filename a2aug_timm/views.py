@@ -29,14 +29,16 @@ class SkippingDataset(Dataset):
     Args:
         dataset: Any map-style dataset of ``(Pillow image, target)``; its own transform is taken off.
         image_mode: Pillow mode that every image is converted to, ``RGB`` or ``L``; None leaves it as it is.
+        indices: The images of it that count; all if not given.
 
     Raises:
         RuntimeError: 10 images in a row do not decode.
     """
 
-    def __init__(self, dataset: Dataset, image_mode: str | None = None):
+    def __init__(self, dataset: Dataset, image_mode: str | None = None, indices: Sequence[int] | None = None):
         self.dataset = dataset
         self.image_mode = image_mode
+        self.indices = range(len(dataset)) if indices is None else indices
         self.transform = dataset.transform
         dataset.transform = None
         # A spawn lock is the one that workers can inherit under either start method.
@@ -49,7 +51,7 @@ class SkippingDataset(Dataset):
         return num_skipped
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image, target = self._load(index)
@@ -59,7 +61,7 @@ class SkippingDataset(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(index)  # which also ends an iteration
         for candidate in range(index, index + _MAX_CONSECUTIVE_FAILURES):
-            candidate %= len(self)
+            candidate = self.indices[candidate % len(self)]
             try:
                 return self._decode(candidate)
             except OSError as error:
@@ -67,7 +69,7 @@ class SkippingDataset(Dataset):
                 with self._num_skipped.get_lock():
                     self._num_skipped.value += 1
         raise RuntimeError(f'{_MAX_CONSECUTIVE_FAILURES} images in a row do not decode, beginning with '
-                           f'{self._path(index)}')
+                           f'{self._path(self.indices[index])}')
 
     def _decode(self, index: int) -> tuple[Image.Image, Any]:
         if not isinstance(self.dataset, ImageDataset):
@@ -134,13 +136,21 @@ class MultiViewDataset(SkippingDataset):
     Args:
         dataset: Map-style dataset of ``(Pillow image, target)``.
         image_mode: Pillow mode that every image is converted to; None leaves it as it is.
+        indices: The images of it that count; all if not given.
         seed: Seed of all random draws. Ranks share it: they differ in the indices that they are given.
         repeats: The sampler gives an index several times an epoch. Each time is drawn anew, by the worker's count of
             items, so ranks need seeds of their own.
     """
 
-    def __init__(self, dataset: Dataset, image_mode: str | None = None, seed: int | str = 0, repeats: bool = False):
-        super().__init__(dataset, image_mode)
+    def __init__(
+            self,
+            dataset: Dataset,
+            image_mode: str | None = None,
+            indices: Sequence[int] | None = None,
+            seed: int | str = 0,
+            repeats: bool = False,
+    ):
+        super().__init__(dataset, image_mode, indices)
         self.seed = seed
         self.repeats = repeats
         self._epoch = get_context('spawn').Value('q', 0)

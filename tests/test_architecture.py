@@ -7,8 +7,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / 'a2aug_timm'
 MAY_IMPORT = {
     'policies': set(),
-    'norms': set(),
-    'branches': {'norms'},
+    'multi_branch': set(),
+    'branches': {'multi_branch'},
     'loss': set(),
     'datasets': {'torchvision_datasets'},
     'torchvision_datasets': set(),
@@ -16,6 +16,7 @@ MAY_IMPORT = {
     'loss_meters': set(),
     'metrics': set(),
     'views': {'policies'},
+    'holdout': set(),
     'random_state': set(),
     'mixup': set(),
     'cutout': set(),
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     'export': {'branches', 'checkpoint'},
     'pretrained_file': {'export'},
     'run_folder': {'checkpoint', 'export', 'summary'},
-    '__init__': {'branches', 'export', 'loss', 'models', 'norms', 'policies', 'pretrained_file', 'task'},
+    '__init__': {'branches', 'export', 'loss', 'models', 'multi_branch', 'policies', 'pretrained_file', 'task'},
 }
 
 

@@ -4,18 +4,26 @@ import copy
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
 
 from a2aug_timm import (
     MultiBranchBN,
+    MultiBranchNetwork,
     MultiBranchNorm,
     convert_multi_branch_bn,
     convert_multi_branch_norm,
     extract_branch,
     select_branch,
 )
-from a2aug_timm.branches import branch_logits, num_branches_of
+from a2aug_timm.branches import (
+    branch_logits,
+    create_branches,
+    joint_logits,
+    num_branches_of,
+    plain_parameter_names,
+)
 
 N, B = 3, 4
 
@@ -117,6 +125,48 @@ def test_a_selected_branch_is_its_plain_model_in_eval_and_in_training(build):
         assert torch.equal(joint(images), separate[1].train()(images))
     moved = {name for name, value in joint.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and all('.branches.1.' in name for name in moved)
+
+
+def test_networks_that_share_nothing_are_as_many_plain_models():
+    torch.manual_seed(0)
+    separate = [timm.create_model('test_resnet', num_classes=3) for _ in range(N)]
+    images, weights = torch.randn(N * B, 3, 32, 32), torch.randn(N * B, 3)
+    joint = MultiBranchNetwork(copy.deepcopy(model) for model in separate)
+    expected = torch.cat([model(view) for model, view in zip(separate, images.chunk(N), strict=True)])
+    logits = joint(images)
+    assert torch.equal(logits, expected)
+    (logits * weights).sum().backward()
+    (expected * weights).sum().backward()
+    plain = plain_parameter_names(joint)
+    for name, parameter in joint.named_parameters():
+        branch = int(name.split('.')[1])
+        assert plain[name] == name.removeprefix(f'branches.{branch}.')
+        torch.testing.assert_close(parameter.grad, separate[branch].get_parameter(plain[name]).grad)
+    for branch in range(N):
+        extracted = extract_branch(joint, branch)
+        assert type(extracted) is type(separate[0])
+        torch.testing.assert_close(extracted.state_dict(), separate[branch].state_dict())
+    assert torch.equal(branch_logits_of(joint.eval(), images),
+                       torch.stack([extract_branch(joint, branch)(images) for branch in range(N)]))
+
+
+@pytest.mark.parametrize('own', ['nothing', 'bn', 'norms', 'network'])
+def test_branches_of_different_sizes_are_plain_models_on_resized_views(own):
+    model = create_branches(lambda: timm.create_model('test_resnet', num_classes=3), N, own)
+    sizes = [32, 24, 20][:N]
+    images = torch.randn(N * B, 3, 32, 32)
+    plain = [model if own == 'nothing' else extract_branch(model, branch) for branch in range(N)]
+    views = [F.interpolate(view, (size, size), mode='bilinear', antialias=True)
+             for view, size in zip(images.chunk(N), sizes, strict=True)]
+    expected = torch.cat([one.train()(view) for one, view in zip(plain, views, strict=True)])
+    torch.testing.assert_close(joint_logits(model.train(), images, sizes), expected)
+    logits = branch_logits(model.eval(), images[:B], sizes)
+    if own == 'nothing':  # one network for all sizes is judged on the images as they are
+        torch.testing.assert_close(logits, model(images[:B]).unsqueeze(0))
+        return
+    for branch, size in enumerate(sizes):
+        small = F.interpolate(images[:B], (size, size), mode='bilinear', antialias=True)
+        torch.testing.assert_close(logits[branch], extract_branch(model, branch)(small))
 
 
 def branch_logits_of(model, images):

@@ -8,9 +8,18 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from timm.data import create_transform
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from a2aug_timm import MultiPolicyRandAugment, sample_policies
-from a2aug_timm.policies import PUBLISHED_OPS, PublishedOp, check_policies, parse_policy
+from a2aug_timm.policies import (
+    AUTO_AUGMENT,
+    PUBLISHED_OPS,
+    PublishedOp,
+    check_policies,
+    create_policy,
+    is_known_to_timm,
+    parse_policy,
+)
 
 HPARAMS = dict(img_mean=(124, 116, 104), translate_pct=10 / 32, magnitude_max=30, interpolation=Image.BILINEAR)
 
@@ -120,6 +129,27 @@ def test_an_image_becomes_one_view_a_policy_in_order():
     assert pixels(views[0]).tobytes() == pixels(noise()).tobytes()
 
 
+def test_the_policy_none_leaves_an_image_and_torchvisions_are_torchvisions():
+    image = noise()
+    untouched, augmented = MultiPolicyRandAugment(['none', 'autoaugment_cifar10'], mean=(0.5, 0.4, 0.3))(image)
+    assert untouched is image
+    expected = AutoAugment(AutoAugmentPolicy.CIFAR10, fill=[128, 102, 76])
+    for seed in range(20):
+        torch.manual_seed(seed)
+        one = create_policy('autoaugment_cifar10', mean=(0.5, 0.4, 0.3))(image)
+        torch.manual_seed(seed)
+        assert one.tobytes() == expected(image).tobytes()
+    for policy in AUTO_AUGMENT:
+        assert create_policy(policy, mean=(0.5,))(image.convert('L')).mode == 'L'
+    assert not is_known_to_timm('none') and not is_known_to_timm('rand-m9-tpublished') and is_known_to_timm('rand-m9')
+
+
+def test_views_that_differ_otherwise_may_share_a_policy():
+    assert len(MultiPolicyRandAugment(['none', 'none'], allow_equal=True)) == 2
+    with pytest.raises(ValueError, match='are the same'):
+        MultiPolicyRandAugment(['none', 'none'])
+
+
 def test_sampling_is_a_fixed_function_of_its_arguments():
     assert sample_policies(3, 0) == [
         'rand-m15-n2-p1.0-mmax30-tpublished', 'rand-m15-n1-p1.0-mmax30-tpublished', 'rand-m7-n2-p1.0-mmax30-tpublished']
@@ -149,7 +179,7 @@ def test_sampling_refuses(kwargs, words):
 
 @pytest.mark.parametrize('policy', [
     'random', 'rand-m9-x3', 'rand-m', 'rand-m9.5', 'rand-m9-n0', 'rand-p1.5', 'rand-m9-m7', 'rand-tfoo', 'v1', '',
-    'rand-m9-inc1-tpublished', 'original-m9', 'augmix-w0', 'rand--m9'])
+    'rand-m9-inc1-tpublished', 'original-m9', 'none-m1', 'autoaugment',  'augmix-w0', 'rand--m9'])
 def test_malformed_policies_are_refused_with_their_text(policy):
     with pytest.raises(ValueError, match='policy'):
         parse_policy(policy)

@@ -14,7 +14,7 @@ from torch import distributed as dist
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from a2aug_timm import A2AugLoss, A2AugTask, convert_multi_branch_bn, select_branch
+from a2aug_timm import A2AugLoss, A2AugTask, MultiBranchNetwork, convert_multi_branch_bn, select_branch
 from a2aug_timm.branches import branch_logits
 from a2aug_timm.engine import OptimizerStep
 from a2aug_timm.task import A2AugDistillationTask
@@ -136,6 +136,33 @@ def test_a_compiled_task_is_one_graph_with_the_loss_and_compiles_once_a_branch_f
         for some in (images, images, images[:5]):
             torch.testing.assert_close(branch_logits(compiled, some), branch_logits(eager, some))
     assert count.frame_count == 1 + N
+
+
+def test_views_of_different_sizes_are_compiled_to_one_graph_too():
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend('eager')
+    model = convert_multi_branch_bn(timm.create_model('test_resnet', num_classes=3, in_chans=1), N)
+    eager, task = (A2AugTask(copy.deepcopy(model), nn.CrossEntropyLoss(), N, branch_sizes=[32, 24], verbose=False)
+                   for _ in range(2))
+    task.compile(backend=count, fullgraph=True)
+    images, target = torch.randn(N * B, 1, 32, 32), torch.randint(3, (B,))
+    for _ in range(2):
+        torch.testing.assert_close(task(images, target)['loss'], eager(images, target)['loss'])
+    torch.testing.assert_close(task.get_checkpoint_state(), eager.get_checkpoint_state())
+    assert count.frame_count == 1
+
+
+def test_networks_that_share_nothing_have_heads_layers_and_undecayed_parameters_each():
+    networks = [timm.create_model('test_vit', num_classes=3, in_chans=1, img_size=32) for _ in range(N)]
+    task = A2AugTask(MultiBranchNetwork(networks), nn.CrossEntropyLoss(), N, verbose=False)
+    rest = {id(p) for p in task.get_clip_parameters()} - {id(p) for p in task.get_clip_parameters(exclude_head=True)}
+    heads = [p for network in networks for p in network.head.parameters()]
+    assert rest == {id(p) for p in (*heads, task.trainable_module.loss.mu_logits)}
+    for branch in range(N):
+        assert f'model.branches.{branch}.pos_embed' in task.trainable_module.no_weight_decay()
+    layer_of = task.trainable_module.group_matcher()
+    names = [f'model.branches.{branch}.blocks.1.attn.qkv.weight' for branch in range(N)]
+    assert layer_of(names[0]) == layer_of(names[1]) > layer_of('model.branches.1.pos_embed')
 
 
 @pytest.mark.parametrize('weights', [{}, {'task_loss_weight': 0.3}, {'distill_loss_weight': 2.}])

@@ -89,7 +89,7 @@ def test_a_run_leaves_arguments_summary_checkpoints_and_an_export(tmp_path, caps
 
 
 @pytest.mark.parametrize('argv', [
-    ['--a2aug-shared-bn'], ['--a2aug-ensemble', 'average', '--a2aug-loss-reduction', 'mean'],
+    ['--a2aug-shared-bn'], ['--a2aug-independent'], ['--a2aug-ensemble', 'average', '--a2aug-loss-reduction', 'mean'],
     ['--a2aug-independent-crops', '--no-prefetcher', '--channels-last', '--reprob', '0.5'],
     ['--a2aug-no-logit-norm', '--a2aug-kl-weight', '0.5', '--smoothing', '0', '--clip-grad', '1', '--clip-mode', 'agc'],
     ['--a2aug-logit-scale', '4', '--amp', '--amp-dtype', 'bfloat16', '--grad-accum-steps', '2'],
@@ -222,8 +222,16 @@ def finished(tmp_path_factory):
     (['--a2aug-policies', 'v0', '3a'], '2 policies need --a2aug-branches 2'),
     (['--a2aug-kl-weight', '2'], '--a2aug-kl-weight needs --a2aug-branches 2 or more'),
     ([*THREE, '--aa', 'v0'], '--aa contradicts'), ([*THREE, '--no-aug'], '--no-aug contradicts'),
-    ([*THREE, '--a2aug-no-logit-norm', '--a2aug-logit-scale', '2'], 'has no effect'),
-    ([*THREE, '--a2aug-ensemble', 'average', '--a2aug-ensemble-weight', '2'], 'has no effect'),
+    ([*THREE, '--a2aug-independent', '--a2aug-shared-bn'], 'separate networks share no'),
+    ([*THREE, '--a2aug-branch-sizes', '32', '24'], 'a size for each of 3'), (['--holdout', '0'], 'a number of images'),
+    ([*THREE, '--a2aug-branch-sizes', '48', '32', '32'], 'up to 48 pixels, of images of 32x32'),
+    ([*THREE, '--a2aug-branch-sizes', '32', '24', '16', '--grad-checkpointing'], 'whose activations'),
+    ([*THREE, '--a2aug-branch-sizes', '32', '24', '24', '--a2aug-policies', 'v0', 'none', 'none'], 'are the same'),
+    (['--holdout', '1437'], 'cannot be held out'), (['--aa', 'none', '--aug-splits', '2'], 'not one of timm'),
+    ([*THREE, '--model', 'test_vit', '--a2aug-norm', 'all', '--a2aug-branch-sizes', '32', '24', '8'],
+     'takes no images'),
+    ([*THREE, '--a2aug-no-logit-norm', '--a2aug-logit-scale', '2'], 'have no scale'),
+    ([*THREE, '--a2aug-ensemble', 'average', '--a2aug-ensemble-weight', '2'], 'nothing to learn'),
     ([*THREE, '--model', 'test_vit'], 'norms are: LayerNorm; --a2aug-norm all gives'),
     (['--model', 'resnet51'], "did you mean 'resnet5"), (['--model-kwargs', 'flavour=3'], 'flavour'),
     (['--dataset', '', '--data-dir', '/nowhere'], "no data folder '/nowhere'"), (['--dataset', ''], 'no data'),

@@ -1,5 +1,6 @@
 """train.py's flags at work: each one seen in what a short run leaves behind."""
 import csv
+import json
 import math
 
 import pytest
@@ -7,9 +8,12 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from timm.data.auto_augment import RandAugment
 from timm.models import save_for_hf
+from torchvision.transforms import AutoAugment
 
 import train
+import validate
 from a2aug_timm import MultiBranchNorm
 from a2aug_timm.checkpoint import read_checkpoint
 from a2aug_timm.export import load_branches
@@ -53,6 +57,33 @@ def test_every_norm_can_have_branches_and_the_checkpoint_knows_it(run):
     assert any('.branches.2.' in key for key in checkpoint['state_dict'])
     plain = timm.create_model(f'local-dir:{folder}/export', pretrained=True)
     assert type(plain.norm) is not MultiBranchNorm
+
+
+def test_branches_of_different_sizes_are_judged_and_exported_at_them(run, tmp_path):
+    folder, rows, checkpoint, _ = run(
+        *THREE, '--a2aug-branch-sizes', '32', '24', '16', '--a2aug-policies', 'none', 'none', 'v0')
+    best = checkpoint['a2aug']['best_branch']
+    size = (32, 24, 16)[best]
+    assert timm.create_model(f'local-dir:{folder}/export', pretrained=True).pretrained_cfg['input_size'] == (
+        1, size, size)
+    policy = ('none', 'none', 'v0')[best]
+    assert json.loads((folder / 'result.json').read_text())['policy'] == f'{policy} at {size}'
+    source = ['--dataset', 'sklearn/digits', '--device', 'cpu', '-j', '0', '--checkpoint', str(folder / 'last.pth.tar')]
+    validate.main([*source, '--branch', 'all', '--results-file', str(tmp_path / 'all.csv')])
+    with open(tmp_path / 'all.csv', encoding='utf-8') as file:
+        results = list(csv.DictReader(file))
+    assert [result['img_size'] for result in results] == ['32', '24', '16', '32']
+    for branch, result in enumerate(results[:3]):
+        assert float(result['top1']) == pytest.approx(float(rows[-1][f'eval_branch_{branch}_top1']), abs=1e-3)
+    with pytest.raises(SystemExit):
+        validate.main([*source, '--img-size', '64'])
+
+
+def test_plain_training_takes_the_policies_that_timm_lacks(run):
+    for policy, kind in (('rand-m9-n2-tpublished', RandAugment), ('autoaugment_svhn', AutoAugment)):
+        *_, built = run('--aa', policy, '--cutout', '4', '--train-crop-mode', 'pad', name=kind.__name__)
+        _, transform, *_ = built['build_loaders'][0].dataset.transform.transforms
+        assert type(transform) is kind
 
 
 def test_binary_cross_entropy_is_the_loss_of_every_branch(run):

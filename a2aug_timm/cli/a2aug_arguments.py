@@ -12,7 +12,7 @@ def add_a2aug(parser: argparse.ArgumentParser) -> None:
     add('--a2aug-branches', type=int, default=1, metavar='N',
         help='augmentation branches trained jointly; 1 is plain timm training')
     add('--a2aug-policies', nargs='+', default=None, metavar='P',
-        help="one auto-augment string a branch, like timm's --aa; sampled if not given")
+        help="one auto-augment string a branch, like timm's --aa, or none; sampled if not given")
     add('--a2aug-seed', type=int, default=None, metavar='S', help='seed of the sampled policies (default: --seed)')
     add('--a2aug-space', default=None, choices=list(SPACES), help="RandAugment's published search space of a data set")
     add('--a2aug-num-layers', nargs='+', type=int, default=list(NUM_LAYERS), metavar='N',
@@ -29,6 +29,10 @@ def add_a2aug(parser: argparse.ArgumentParser) -> None:
     add('--a2aug-norm', default='bn', choices=('bn', 'all'),
         help='what each branch has of its own: batch norm as in the paper, or every norm layer')
     add('--a2aug-shared-bn', action='store_true', help='one batch norm for all branches (ablation, Table 5)')
+    add('--a2aug-independent', action='store_true',
+        help='N separate networks, trained jointly by the ensemble (ablation, Table 5)')
+    add('--a2aug-branch-sizes', nargs='+', type=int, default=None, metavar='S',
+        help='image size of each branch, with policies or with none for each (Table 9)')
     add('--a2aug-independent-crops', action='store_true', help='a crop and flip of its own for each view')
 
 

@@ -1,5 +1,6 @@
 """The command line of train.py: timm's flags by timm's names, defaults and meaning, then A²-Aug's."""
 import argparse
+import math
 
 from timm.utils import ParseKwargs
 
@@ -56,11 +57,25 @@ def add_input(parser: argparse.ArgumentParser) -> None:
     add('--interpolation', default='', metavar='NAME', help='resize interpolation')
 
 
+def holdout_size(value: str) -> int | float:
+    """Type of ``--holdout``: a number of images, or a share of them below 1."""
+    try:
+        size = float(value)
+        if not 0 < size < math.inf or (size >= 1 and size != int(size)):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of images or a share below 1, got '{value}'") from None
+    return size if size < 1 else int(size)
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Dataset parameters')
     add_source(group)
     group.add_argument('--train-split', metavar='NAME', default='train', help='train split')
     group.add_argument('--val-split', metavar='NAME', default='validation', help='validation split')
+    group.add_argument('--holdout', type=holdout_size, default=None, metavar='N',
+                       help='choose branch and epoch on so many training images (or their share), held out and '
+                            'class-balanced; the validation split is then reported once, at the end')
     group.add_argument('--train-num-samples', type=int, default=None, metavar='N', help='length of a training stream')
     group.add_argument('--val-num-samples', type=int, default=None, metavar='N', help='length of a validation stream')
 

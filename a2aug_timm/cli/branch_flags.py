@@ -65,5 +65,6 @@ NOTES = {
     'kd_model_name': 'its loss is added for every branch, on that branch\'s views',
     'checkpoint_hist': 'each holds all branches',
     'tta': '0 or 1; more is refused, without branches too, since timm\'s loaders repeat no image',
+    'holdout': 'branch and epoch are chosen on the images held out',
     'epochs': 'N views of each image in each of them',
 }

@@ -2,7 +2,7 @@
 import argparse
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.data import AugMixDataset, IterableImageDataset, Mixup, NaFlexMixup, create_loader
@@ -10,22 +10,35 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..datasets import create_dataset, is_stream, names_of_classes
+from ..holdout import hold_out, targets_of
 from ..mixup import CollateMixedViews, CollateMixup, MixupOfViews
 from ..views import MultiViewDataset, MultiViewStream, SkippingDataset, collate_views
 from .build_model import model_dtype
-from .build_naflex import build_naflex_loaders
+from .build_naflex import build_naflex_eval_loader, build_naflex_loader
 from .build_transforms import extend_transforms, transform_settings
 from .train_checks import is_mixed
 
 _logger = logging.getLogger(__name__)
 
 
+class Datasets(NamedTuple):
+    """Images of a run; ``train`` is ready to become N views of each where there are branches.
+
+    Attributes:
+        eval: On which branch and epoch are chosen: those held out, or the validation split; None without either.
+        test: Those of the validation split where others are held out, to be reported once.
+    """
+    train: Dataset
+    eval: Dataset | None
+    test: Dataset | None
+
+
 def build_datasets(
         args: argparse.Namespace,
         data_config: dict[str, Any],
         num_classes: int,
-) -> tuple[Dataset, Dataset | None]:
-    """Training and validation images, the former ready to become N views of each where there are branches."""
+) -> Datasets:
+    """Open the images that the flags name."""
     mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
     kwargs = dict(
         class_map=args.class_map, download=args.dataset_download, batch_size=args.batch_size, input_img_mode=mode,
@@ -36,19 +49,31 @@ def build_datasets(
     names = names_of_classes(images)
     if names and len(names) > num_classes:
         raise ValueError(f'the data has {len(names)} classes, the model {num_classes}; give --num-classes')
-    eval_set = None
+    eval_set = test_set = indices = None
     if args.val_split:
         eval_set = create_dataset(
             args.dataset, args.data_dir, args.val_split, class_names=names, num_samples=args.val_num_samples, **kwargs)
         eval_set = eval_set if is_stream(eval_set) else SkippingDataset(eval_set, mode)
+    if args.holdout is not None:
+        indices, held = hold_out(targets_of(images), args.holdout)
+        eval_set, test_set = SkippingDataset(images, mode, held), eval_set
+    return Datasets(_training_set(args, images, mode, indices), eval_set, test_set)
+
+
+def _training_set(
+        args: argparse.Namespace,
+        images: Dataset,
+        mode: str,
+        indices: list[int] | None,
+) -> Dataset:
     if args.a2aug_branches == 1:
-        return images if is_stream(images) else SkippingDataset(images, mode), eval_set
+        return images if is_stream(images) else SkippingDataset(images, mode, indices)
     rank_seed = f'{args.seed}/{args.rank}'
     if is_stream(images):
-        return MultiViewStream(images, rank_seed), eval_set
+        return MultiViewStream(images, rank_seed)
     # Where an image comes more than once in an epoch, it may come to several ranks.
     repeats = bool(args.aug_repeats or args.train_batches_per_epoch or args.train_size_schedule == 'progressive')
-    return MultiViewDataset(images, mode, rank_seed if repeats else args.seed, repeats), eval_set
+    return MultiViewDataset(images, mode, indices, rank_seed if repeats else args.seed, repeats)
 
 
 def build_loaders(
@@ -56,11 +81,11 @@ def build_loaders(
         data_config: dict[str, Any],
         model: nn.Module,
         device: torch.device,
-        train_set: Dataset,
-        eval_set: Dataset | None,
+        datasets: Datasets,
         collate: Callable | None,
-) -> tuple[Any, Any]:
-    """timm's loaders; with branches, view-major batches and no augmentation beside the policies'."""
+) -> tuple[Any, Any, Any]:
+    """timm's loaders of ``Datasets``; with branches, view-major batches and no augmentation beside the policies'."""
+    train_set = datasets.train
     common = dict(
         mean=data_config['mean'], std=data_config['std'], num_workers=args.workers, pin_memory=args.pin_mem,
         device=device, distributed=args.distributed, use_prefetcher=not args.no_prefetcher,
@@ -69,7 +94,9 @@ def build_loaders(
     eval_transform = {name: data_config[name] for name in ('interpolation', 'crop_pct', 'crop_mode')}
     if args.naflex_loader:
         common['channels'] = data_config['input_size'][0]
-        return build_naflex_loaders(args, model, train_set, eval_set, collate, transform, eval_transform, common)
+        loader = build_naflex_loader(args, model, train_set, collate, {**transform, **common})
+        eval_settings = {**eval_transform, **common}
+        return loader, *(build_naflex_eval_loader(args, model, images, eval_settings) for images in datasets[1:])
     common['input_size'] = data_config['input_size']
     is_joint = args.a2aug_branches > 1
     is_scheduled = args.train_img_sizes is not None
@@ -102,13 +129,16 @@ def build_loaders(
     if isinstance(train_set, MultiViewStream):
         train_set.dataset.set_loader_cfg(num_workers=args.workers)
     extend_transforms(args, data_config, train_set, loader, transform)
-    eval_loader = None
-    if eval_set is not None:
-        if args.distributed and isinstance(eval_set, IterableImageDataset):
-            common['num_workers'] = min(2, args.workers)  # each worker of each rank pads its share of a stream
-        eval_loader = create_loader(
-            eval_set, batch_size=args.validation_batch_size or args.batch_size, **eval_transform, **common)
-    return loader, eval_loader
+    return loader, *(_build_eval_loader(args, images, {**eval_transform, **common}) for images in datasets[1:])
+
+
+def _build_eval_loader(args: argparse.Namespace, images: Dataset | None, settings: dict[str, Any]) -> Any:
+    if images is None:
+        return None
+    if args.distributed and isinstance(images, IterableImageDataset):
+        # Each worker of each rank pads its share of a stream.
+        settings = {**settings, 'num_workers': min(2, args.workers)}
+    return create_loader(images, batch_size=args.validation_batch_size or args.batch_size, **settings)
 
 
 def build_mixup(

@@ -1,6 +1,7 @@
 """From arguments to a device and a model with branches on it."""
 import argparse
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from timm import utils
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from torch import nn
 
-from ..branches import convert_multi_branch_bn, convert_multi_branch_norm
+from ..branches import create_branches, networks_of, select_branch
 from ..checkpoint import check_weights, load_weights, read_checkpoint, state_dict_of
 
 _logger = logging.getLogger(__name__)
@@ -34,17 +35,26 @@ def init_device(args: argparse.Namespace) -> torch.device:
 def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, device: torch.device) -> nn.Module:
     """Pretrained weights, then branches, then SyncBatchNorm: the order in which each sees what it needs."""
     is_fresh = checkpoint is None
-    model = _create_model(args, is_fresh)
     initial = _read_initial(args) if args.initial_checkpoint and is_fresh else None
     # Plain weights start all branches; those of a multi-branch run are a branch's own.
     has_branches = initial is not None and _num_branches(initial) > 1
-    if initial is not None and not has_branches:
-        load_weights(model, initial, args.initial_checkpoint, use_ema=None)
-    _init_head(args, model)
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
-    if args.a2aug_branches > 1 and not args.a2aug_shared_bn:
-        model = _convert(args, model)
+
+    def create() -> nn.Module:
+        model = _create_model(args, is_fresh)
+        if initial is not None and not has_branches:
+            load_weights(model, initial, args.initial_checkpoint, use_ema=None)
+        _init_head(args, model)
+        if args.grad_checkpointing:
+            model.set_grad_checkpointing(enable=True)
+        return model
+
+    try:
+        model = create_branches(create, args.a2aug_branches, owned_by_branches(args))
+    except ValueError as error:
+        if 'has no batch norm' not in str(error):
+            raise
+        raise ValueError(f'{error}; --a2aug-norm all gives each branch norms of every kind') from error
+    _check_sizes(args, model)
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     if has_branches:
@@ -55,6 +65,25 @@ def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, dev
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     return convert_sync_batchnorm(model) if args.distributed and args.sync_bn else model
+
+
+def _check_sizes(args: argparse.Namespace, model: nn.Module) -> None:
+    """Raise ``ValueError`` if the network does not take the images of some branch."""
+    for size in args.a2aug_branch_sizes or ():
+        network = networks_of(model)[0]
+        try:
+            with torch.inference_mode(), nullcontext() if args.a2aug_shared_bn else select_branch(model, 0):
+                model.eval()(torch.zeros(1, network.in_chans, size, size))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(f'--a2aug-branch-sizes: {args.model} takes no images of {size} pixels: {error}') from error
+    model.train()
+
+
+def owned_by_branches(args: argparse.Namespace) -> str:
+    """What the flags give each branch of its own, in the words of ``create_branches``."""
+    if args.a2aug_shared_bn:
+        return 'nothing'
+    return 'network' if args.a2aug_independent else {'bn': 'bn', 'all': 'norms'}[args.a2aug_norm]
 
 
 def model_dtype(args: argparse.Namespace) -> torch.dtype | None:
@@ -87,17 +116,6 @@ def _create_model(args: argparse.Namespace, is_fresh: bool) -> nn.Module:
     return model
 
 
-def _convert(args: argparse.Namespace, model: nn.Module) -> nn.Module:
-    if args.a2aug_norm == 'all':
-        return convert_multi_branch_norm(model, args.a2aug_branches)
-    try:
-        return convert_multi_branch_bn(model, args.a2aug_branches)
-    except ValueError as error:
-        if 'has no batch norm' not in str(error):
-            raise
-        raise ValueError(f'{error}; --a2aug-norm all gives each branch norms of every kind') from error
-
-
 def _init_head(args: argparse.Namespace, model: nn.Module) -> None:
     if args.head_init_scale is None and args.head_init_bias is None:
         return
@@ -123,7 +141,7 @@ def _read_initial(args: argparse.Namespace) -> dict[str, Any]:
 
 def _num_branches(checkpoint: dict[str, Any]) -> int:
     run = checkpoint.get('a2aug', {})
-    return 1 if run.get('shared_bn') else run.get('num_branches', 1)
+    return 1 if run.get('own') == 'nothing' else run.get('num_branches', 1)
 
 
 def _check_pretrained(path: str, model: nn.Module) -> None:

@@ -13,21 +13,17 @@ from torch.utils.data import Dataset
 _logger = logging.getLogger(__name__)
 
 
-def build_naflex_loaders(
+def build_naflex_loader(
         args: argparse.Namespace,
         model: nn.Module,
         train_set: Dataset,
-        eval_set: Dataset | None,
         mixup: NaFlexMixup | None,
-        transform: dict[str, Any],
-        eval_transform: dict[str, Any],
-        common: dict[str, Any],
-) -> tuple[Any, Any]:
-    """Loaders of training and validation patches.
+        settings: dict[str, Any],
+) -> Any:
+    """Loader of training patches.
 
     Args:
-        transform: How a training image becomes a tensor; ``eval_transform`` a validation image.
-        common: What both loaders share.
+        settings: How an image becomes a tensor, and on which device, in the words of timm's loaders.
 
     Raises:
         ValueError: The model does not take patches of any size.
@@ -35,20 +31,27 @@ def build_naflex_loaders(
     if not hasattr(model, 'get_patch_size'):
         raise ValueError(f'--naflex-loader needs a NaFlex model, not {type(model).__name__}; timm builds many ViTs as '
                          'one with --model-kwargs use_naflex=True')
-    patch_size = model.get_patch_size()
-    common = {**common, 'patchify_channels_last': not args.naflex_patchify_channels_first}
-    sizes = {'patch_size': patch_size}
+    sizes = {'patch_size': model.get_patch_size()}
     if args.naflex_patch_sizes:
         sizes = {'patch_size_choices': args.naflex_patch_sizes, 'patch_size_choice_probs': args.naflex_patch_size_probs}
-    loader = create_naflex_loader(
+    return create_naflex_loader(
         train_set, batch_size=args.batch_size, is_training=True, train_seq_lens=args.naflex_train_seq_lens,
         mixup_fn=mixup, rank=args.rank, world_size=args.world_size, worker_seeding=args.worker_seeding,
-        **sizes, **transform, **common)
-    if eval_set is None:
-        return loader, None
-    return loader, create_naflex_loader(
-        eval_set, batch_size=args.validation_batch_size or args.batch_size, patch_size=patch_size,
-        max_seq_len=args.naflex_max_seq_len, **eval_transform, **common)
+        patchify_channels_last=not args.naflex_patchify_channels_first, **sizes, **settings)
+
+
+def build_naflex_eval_loader(
+        args: argparse.Namespace,
+        model: nn.Module,
+        images: Dataset | None,
+        settings: dict[str, Any],
+) -> Any:
+    """Loader of validation patches; None without images. ``settings`` as for training."""
+    if images is None:
+        return None
+    return create_naflex_loader(
+        images, batch_size=args.validation_batch_size or args.batch_size, patch_size=model.get_patch_size(),
+        patchify_channels_last=not args.naflex_patchify_channels_first, max_seq_len=args.naflex_max_seq_len, **settings)
 
 
 def build_naflex_loss_scale(args: argparse.Namespace, device: torch.device) -> Callable[[int], float] | None:

@@ -9,24 +9,29 @@ from torch.utils.data import Dataset
 from torchvision.transforms import Compose, RandomCrop, Resize
 
 from ..cutout import Cutout
-from ..policies import MultiPolicyRandAugment
+from ..policies import MultiPolicyRandAugment, create_policy, is_known_to_timm
 from ..views import ViewTransform
 
 _logger = logging.getLogger(__name__)
 
 
+def is_policy_ours(args: argparse.Namespace) -> bool:
+    """Whether we put the policies among timm's transforms, because they are several or one that timm does not know."""
+    return args.a2aug_branches > 1 or bool(args.aa) and not is_known_to_timm(args.aa)
+
+
 def transform_settings(args: argparse.Namespace, data_config: dict[str, Any]) -> dict[str, Any]:
     """How a training image becomes a tensor, in the words that timm's loader and its transforms share."""
-    is_joint = args.a2aug_branches > 1
+    is_timms = not is_policy_ours(args)
     interpolation = args.train_interpolation
     if args.no_aug or not interpolation:
         interpolation = data_config['interpolation']
     return dict(
         no_aug=args.no_aug, train_crop_mode=None if args.train_crop_mode == 'pad' else args.train_crop_mode,
         scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip,
-        color_jitter=None if is_joint else args.color_jitter, color_jitter_prob=args.color_jitter_prob,
+        color_jitter=args.color_jitter if is_timms else None, color_jitter_prob=args.color_jitter_prob,
         grayscale_prob=args.grayscale_prob, gaussian_blur_prob=args.gaussian_blur_prob,
-        auto_augment=None if is_joint else args.aa, interpolation=interpolation, re_prob=args.reprob,
+        auto_augment=args.aa if is_timms else None, interpolation=interpolation, re_prob=args.reprob,
         re_mode=args.remode, re_count=args.recount)
 
 
@@ -46,16 +51,15 @@ def extend_transforms(
     if args.train_img_sizes is not None:
         sizes = [(size, size) for size in args.train_img_sizes]
     transforms = [train_set.transform] if args.train_img_sizes is None else list(loader.dataset.transforms)
-    if args.a2aug_branches > 1:
-        if args.train_img_sizes is not None:  # timm has set them in one piece
-            common = dict(is_training=True, separate=True, mean=data_config['mean'], std=data_config['std'],
-                          use_prefetcher=not args.no_prefetcher)
-            transforms = [create_transform(size, **common, **settings) for size in sizes]
-        transforms = [_view_transform(args, data_config, size, stages)
-                      for size, stages in zip(sizes, transforms, strict=True)]
-        _logger.info('Policies: %s', ' '.join(args.a2aug_policies))
-    for size, transform in zip(sizes, transforms, strict=True):
-        first, *_, last = transform.stages if isinstance(transform, ViewTransform) else (transform, transform)
+    parts = [(transform, transform) for transform in transforms]
+    if is_policy_ours(args) and not args.no_aug:
+        common = dict(is_training=True, separate=True, mean=data_config['mean'], std=data_config['std'],
+                      use_prefetcher=not args.no_prefetcher)
+        parts = [create_transform(size, **common, **settings) for size in sizes]
+        transforms = [_with_policies(args, data_config, size, stages)
+                      for size, stages in zip(sizes, parts, strict=True)]
+        _logger.info('Policies: %s', ' '.join(args.a2aug_policies or [args.aa]))
+    for size, (first, *_, last) in zip(sizes, parts, strict=True):
         if args.train_crop_mode == 'pad':
             first.transforms[0] = Compose([Resize(size), RandomCrop(size, padding=args.crop_padding)])
         if args.cutout and args.no_prefetcher:
@@ -68,15 +72,19 @@ def extend_transforms(
         _extend_prefetcher(args, loader)
 
 
-def _view_transform(
+def _with_policies(
         args: argparse.Namespace,
         data_config: dict[str, Any],
         size: Sequence[int],
         stages: Sequence[Callable],
-) -> ViewTransform:
+) -> Callable:
+    kwargs = dict(img_size=size, mean=data_config['mean'], interpolation=args.train_interpolation,
+                  color_jitter=args.color_jitter)
+    if args.a2aug_branches == 1:
+        base, after_policy, to_tensor = stages
+        return Compose([base, create_policy(args.aa, **kwargs), after_policy, to_tensor])
     policies = MultiPolicyRandAugment(
-        args.a2aug_policies, size, mean=data_config['mean'], interpolation=args.train_interpolation,
-        color_jitter=args.color_jitter)
+        args.a2aug_policies, allow_equal=args.a2aug_branch_sizes is not None, **kwargs)
     return ViewTransform(stages, policies, args.a2aug_independent_crops)
 
 

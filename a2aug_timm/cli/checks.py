@@ -15,7 +15,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
         'batch_size', 'validation_batch_size', 'epochs', 'grad_accum_steps', 'log_interval', 'val_interval', 'log_freq',
         'checkpoint_hist', 'train_img_sizes', 'train_batch_sizes', 'train_batches_per_epoch', 'kd_student_feature_dim',
         'kd_teacher_feature_dim', 'train_num_samples', 'val_num_samples', 'num_classes', 'in_chans', 'img_size',
-        'input_size', 'recount', 'lr_base_size', 'lr_cycle_limit'), (1, None)),
+        'input_size', 'recount', 'lr_base_size', 'lr_cycle_limit', 'a2aug_branch_sizes'), (1, None)),
     **dict.fromkeys((
         'workers', 'start_epoch', 'lr', 'lr_base', 'warmup_lr', 'min_lr', 'weight_decay', 'warmup_epochs', 'clip_grad',
         'mixup', 'cutmix', 'mixup_off_epoch', 'recovery_interval', 'cutout', 'crop_padding',

@@ -75,6 +75,13 @@ class RunProgress:
                 timedelta(seconds=round(seconds)))
 
 
+def branch_labels(policies: Sequence[str | None], sizes: Sequence[int] | None = None) -> list[str]:
+    """What to call each branch: its policy, and its image size where each has one of its own."""
+    if sizes is None:
+        return [policy or '' for policy in policies]
+    return [f'{policy} at {size}' for policy, size in zip(policies, sizes, strict=True)]
+
+
 def branch_table(
         labels: Sequence[str],
         metrics: Sequence[dict[str, float]],

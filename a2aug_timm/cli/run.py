@@ -11,17 +11,19 @@ from timm import utils
 from torch import distributed as dist
 from torch import nn
 
-from ..branches import branch_logits
-from ..checkpoint import training_state
+from ..branches import branch_logits, resize
+from ..checkpoint import read_checkpoint, state_dict_of, training_state
 from ..engine import OptimizerStep, Update, evaluate
 from ..export import build_model, load_line
 from ..random_state import RememberingCollate, gather_rng_states
 from ..run_folder import RunFolder
 from ..summary import summary_row
 from ..task import A2AugTask
-from .build_model import model_dtype
-from .console import RunProgress, branch_table, print_table
+from .build_model import model_dtype, owned_by_branches
+from .console import RunProgress, branch_labels, branch_table, print_table
 from .tracking import save_batch
+
+_METRICS = ('top1', 'top5', 'loss')
 
 
 @dataclass
@@ -94,11 +96,10 @@ class Run:
             raise FloatingPointError(f'the weights are not finite after epoch {epoch}')
         if loader is None:
             return record
-        metrics = evaluate(
-            partial(branch_logits, model), torch.tensor(record['mu']), loader, device=self.device,
-            autocast=self.step.autocast, channels_last=args.channels_last, dtype=model_dtype(args))
+        metrics = self._evaluate(
+            partial(branch_logits, model, sizes=args.a2aug_branch_sizes), record['mu'], loader)
         sign = -1 if args.eval_metric == 'loss' else 1
-        num_judged = 1 if args.a2aug_shared_bn else len(record['mu'])
+        num_judged = 1 if record['own'] == 'nothing' else len(record['mu'])
         finite = [branch for branch in range(num_judged) if math.isfinite(metrics[branch]['loss'])]
         if not finite:
             raise FloatingPointError(f'the validation loss is not finite after epoch {epoch}')
@@ -107,6 +108,11 @@ class Run:
             finite, key=lambda branch: (sign * metrics[branch][args.eval_metric], -metrics[branch]['loss']))
         return {**record, 'metrics': metrics, 'best_branch': best_branch}
 
+    def _evaluate(self, predict: Callable, mu: list[float], loader: Any) -> list[dict[str, float]]:
+        return evaluate(
+            predict, torch.tensor(mu), loader, device=self.device, autocast=self.step.autocast,
+            channels_last=self.args.channels_last, dtype=model_dtype(self.args))
+
     def _record(self, epoch: int) -> dict[str, Any]:
         """What a checkpoint says of the run, before any image is judged."""
         args, task = self.args, self.step.task
@@ -114,12 +120,13 @@ class Run:
         mu = task.mu(judged_ema) if isinstance(task, A2AugTask) else torch.ones(1)
         # Without validation images the paper's observation must do: the stronger branch has the larger weight
         # (Table 6).
-        best_branch = 0 if args.a2aug_shared_bn else int(mu.argmax())
+        own = owned_by_branches(args)
+        best_branch = 0 if own == 'nothing' else int(mu.argmax())
         return dict(
-            epoch=epoch, num_branches=args.a2aug_branches, norm=args.a2aug_norm, shared_bn=args.a2aug_shared_bn,
+            epoch=epoch, num_branches=args.a2aug_branches, own=own, branch_sizes=args.a2aug_branch_sizes,
             judged_ema=judged_ema, is_lr_computed=args.is_lr_computed, mu=mu.tolist(),
-            policies=args.a2aug_policies or [args.aa], metrics=None,
-            best_branch=best_branch, config=self.config, data_config=self.data_config)
+            policies=args.a2aug_policies or [args.aa], metrics=None, best_branch=best_branch,
+            config=self.config, data_config=self.data_config)
 
     def _state(self, with_workers: bool = True) -> dict[str, Any]:
         """Tensors, random state and arguments of a checkpoint; every rank must call this."""
@@ -156,25 +163,68 @@ class Run:
         if record['metrics'] is None:
             print(title)
             return
-        labels = [policy or '' for policy in record['policies']]
-        if record['shared_bn']:
+        labels = branch_labels(record['policies'], record['branch_sizes'])
+        if record['own'] == 'nothing':
             labels = ['all policies, shared batch norm']
         print_table(title, branch_table(labels, record['metrics'], record['mu'], record['best_branch']))
 
-    def report(self) -> None:
-        """Say what came out and how to load it."""
+    def finish(self, loader: Any) -> None:
+        """Measure the chosen branch on images that had no part in the choice, if a loader gives them, and say what came
+        out. Every rank must call this.
+        """
         args, keeper = self.args, self.folder.keeper
-        if not utils.is_primary(args) or keeper.best_epoch is None:
+        row = next((row for row in self.folder.history if row['epoch'] == keeper.best_epoch), None)
+        test = None if loader is None else self._test(row, loader)
+        if not utils.is_primary(args) or row is None:
             return
-        row = next(row for row in self.folder.history if row['epoch'] == keeper.best_epoch)
         branch = row.get('best_branch', 0)
-        policy = f' ({args.a2aug_policies[branch]})' if args.a2aug_branches > 1 and not args.a2aug_shared_bn else ''
+        policy = branch_labels(args.a2aug_policies or [args.aa], args.a2aug_branch_sizes)[branch]
+        result = {
+            'chosen_on': self._chosen_on(), 'eval_metric': args.eval_metric, 'epoch': row['epoch'], 'branch': branch,
+            'policy': None if args.a2aug_shared_bn else policy,
+            'chosen_with': {name: row[f'eval_{name}'] for name in _METRICS if f'eval_{name}' in row},
+            'test_split': args.val_split if test else None, 'test': test}
+        self.folder.save_result(result)
+        self._report(result)
+
+    def _chosen_on(self) -> str:
+        args = self.args
+        if args.holdout is not None:
+            return f'{args.holdout} held out of {args.train_split}'
+        return args.val_split or 'training loss'
+
+    def _test(self, row: dict[str, Any] | None, loader: Any) -> dict[str, float] | None:
+        """Metrics of the export, which lies on the first rank, as its row of the history does."""
+        branch = torch.tensor(-1 if row is None else row.get('best_branch', 0), device=self.device)
+        model = build_model(self.config)
+        if row is not None:
+            model.load_state_dict(state_dict_of(read_checkpoint(self.folder.export_path / 'model.safetensors')))
+        model.to(self.device, model_dtype(self.args)).eval()
+        if dist.is_initialized():
+            for tensor in (branch, *model.state_dict().values()):
+                dist.broadcast(tensor, src=0)
+        if branch < 0:
+            return None
+        sizes = None if self.args.a2aug_shared_bn else self.args.a2aug_branch_sizes
+        size = sizes[branch] if sizes else None
+        metrics = self._evaluate(lambda images: branch_logits(model, resize(images, size)), [1.], loader)[0]
+        return {name: metrics[name] for name in _METRICS}
+
+    def _report(self, result: dict[str, Any]) -> None:
+        """Print what was chosen, how good it is, and how to load it."""
+        args, export, architecture = self.args, self.folder.export_path, self.config['architecture']
         source = ''.join(f' {name} {value}' for name, value in (
             ('--data-dir', args.data_dir), ('--dataset', args.dataset),
             ('--split', args.val_split if args.val_split != 'validation' else '')) if value)
-        export, architecture = self.folder.export_path, self.config['architecture']
+        policy = f" ({result['policy']})" if args.a2aug_branches > 1 and result['policy'] else ''
+        chosen_on = f", chosen on {result['chosen_on']}" if args.holdout is not None else ''
         print(f"""
-Best: branch {branch}{policy}, {args.eval_metric} {keeper.best_metric:.4g} at epoch {keeper.best_epoch + 1}
+Best: branch {result['branch']}{policy}, {args.eval_metric} {self.folder.keeper.best_metric:.4g} at epoch """
+              f"{result['epoch'] + 1}{chosen_on}")
+        if result['test']:
+            metrics = ', '.join(f'{name} {value:.4g}' for name, value in result['test'].items())
+            print(f"On {result['test_split']}, which had no part in the choice: {metrics}")
+        print(f"""\
 Exported to {export}; load it with timm, by file with this package, or judge all branches again:
 
     {load_line(architecture, export)}

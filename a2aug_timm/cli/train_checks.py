@@ -7,8 +7,8 @@ from typing import Any
 
 from timm.optim import list_optimizers
 
-from ..policies import SPACES, check_policies, parse_policy, sample_policies
-from .branch_flags import REFUSED
+from ..policies import is_known_to_timm
+from .a2aug_checks import check_branch_flags, refuse_branch_flags
 from .checks import check_common, check_model, flag
 from .dataset_checks import check_dataset_flags, dataset_kind
 
@@ -56,19 +56,19 @@ def check_train(args: argparse.Namespace, explicit: set[str], defaults: dict[str
         raise ValueError('--sync-bn needs a GPU; batch norm cannot be synchronised on the CPU')
     if args.a2aug_branches < 1:
         raise ValueError(f'--a2aug-branches must be at least 1, got {args.a2aug_branches}')
-    if args.aa:
-        parse_policy(args.aa)
+    if args.aa and not is_known_to_timm(args.aa):
+        for name in ('naflex_loader', 'aug_splits', 'no_aug'):
+            if name in changed:
+                raise ValueError(f'--aa {args.aa} is not one of timm\'s policies, which {flag(name)} needs')
     if args.a2aug_branches > 1:
-        _check_branch_flags(args, changed)
+        check_branch_flags(args, changed)
+    else:
+        refuse_branch_flags(args, changed)
     _check_together(args, changed)
     _check_crop(args, changed)
     _check_mixup(args, changed)
     _check_loading(args, changed)
     _check_surroundings(args)
-    if args.a2aug_branches == 1:
-        _refuse_branch_flags(args, changed)
-    else:
-        args.a2aug_policies = _resolve_policies(args, changed)
     if args.drop_connect is not None:
         args.drop_path, args.drop_connect = args.drop_connect, None
 
@@ -142,6 +142,8 @@ def _check_mixup(args: argparse.Namespace, changed: set[str]) -> None:
 def _check_loading(args: argparse.Namespace, changed: set[str]) -> None:
     check_dataset_flags(args)
     is_stream = dataset_kind(args.dataset, args.data_dir) in ('wds/', 'tfds/', 'hfids/')
+    if is_stream and args.holdout is not None:
+        raise ValueError(f'--holdout needs images in any order, which --dataset {args.dataset} does not give')
     if is_stream and args.train_img_sizes:
         raise ValueError(f'--train-img-sizes needs images in any order, which --dataset {args.dataset} does not give')
     sizes = args.train_img_sizes or ()
@@ -165,54 +167,3 @@ def _check_surroundings(args: argparse.Namespace) -> None:
         raise ValueError('--log-wandb needs wandb: pip install wandb')
     if args.kd_model_name:
         check_model(args.kd_model_name)
-
-
-def _refuse_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
-    if args.a2aug_policies:
-        raise ValueError(f'{len(args.a2aug_policies)} policies need --a2aug-branches {len(args.a2aug_policies)}; '
-                         'plain training takes one policy with --aa')
-    for name in sorted(changed):
-        if name.startswith('a2aug_'):
-            raise ValueError(f'{flag(name)} needs --a2aug-branches 2 or more')
-
-
-def _check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
-    for name, instead in REFUSED.items():
-        is_3_augment = name.startswith('color') and any('3a' in policy for policy in args.a2aug_policies or ())
-        if name in changed and not is_3_augment:
-            raise ValueError(f'{flag(name)} contradicts --a2aug-branches {args.a2aug_branches}; {instead}')
-    if args.a2aug_no_logit_norm and 'a2aug_logit_scale' in changed:
-        raise ValueError('--a2aug-logit-scale has no effect with --a2aug-no-logit-norm')
-    if args.a2aug_ensemble == 'average' and 'a2aug_ensemble_weight' in changed:
-        raise ValueError('--a2aug-ensemble-weight has no effect with --a2aug-ensemble average, which has nothing to '
-                         'learn')
-    if args.a2aug_shared_bn and 'a2aug_norm' in changed:
-        raise ValueError('--a2aug-norm has no effect with --a2aug-shared-bn')
-
-
-def _take_space(args: argparse.Namespace, changed: set[str]) -> None:
-    """``--a2aug-space`` in the words of the two lists."""
-    if args.a2aug_space is None:
-        return
-    for name, values in zip(('a2aug_num_layers', 'a2aug_magnitudes'), SPACES[args.a2aug_space], strict=True):
-        if name in changed and getattr(args, name) != list(values):
-            raise ValueError(f'{flag(name)} contradicts --a2aug-space {args.a2aug_space}; leave one of them out')
-        setattr(args, name, list(values))
-
-
-def _resolve_policies(args: argparse.Namespace, changed: set[str]) -> list[str]:
-    _take_space(args, changed)
-    # The seed that sampled them stays with the policies, so that args.yaml can be given as a config file.
-    seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
-    policies = args.a2aug_policies
-    if policies is None:
-        args.a2aug_seed = seed
-        return sample_policies(args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)
-    if len(policies) != args.a2aug_branches:
-        raise ValueError(f'--a2aug-branches {args.a2aug_branches} needs as many policies, got {len(policies)}')
-    check_policies(policies)
-    for name in ('a2aug_seed', 'a2aug_space', 'a2aug_num_layers', 'a2aug_magnitudes'):
-        if name in changed and policies != sample_policies(
-                args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes):
-            raise ValueError(f'{flag(name)} samples policies, but --a2aug-policies names them')
-    return policies

@@ -28,11 +28,13 @@ class Branches:
         rows: What is known of each: ``model``, and of a branch ``branch``, ``policy`` and ``mu``.
         label_names: Names of the classes, where the checkpoint tells them.
         num_branches: Branches of the checkpoint, of which ``models`` may be one.
+        sizes: Image size of each model, where they differ.
     """
     models: list[nn.Module]
     rows: list[dict[str, Any]]
     label_names: list[str] | None = None
     num_branches: int = 1
+    sizes: list[int] | None = None
 
 
 def list_entries(model: str, checkpoint: str) -> tuple[list[tuple[str, str]], bool]:
@@ -115,15 +117,33 @@ def _load_run(
     run = checkpoint['a2aug']
     _check_config(args, explicit, run['config'])
     model = load_branches(checkpoint, source, use_ema=True if args.use_ema else None)
+    num_branches = num_branches_of(model)  # 1 where they shared all they have
     branches = resolve_branches(args.branch, run, model)
     rows = [{'model': run['config']['architecture'], 'branch': branch,
-             'policy': None if run['shared_bn'] else run['policies'][branch],
-             'mu': 1. if run['shared_bn'] else run['mu'][branch]} for branch in branches]
-    num_branches = num_branches_of(model)
+             'policy': run['policies'][branch] if num_branches == len(run['policies']) else None,
+             'mu': run['mu'][branch] if num_branches > 1 else 1.} for branch in branches]
     # Plain models, at the price of as many copies of the weights, since fusing, scripting or compiling a network
     # whose norms are chosen from outside would take the norms of one branch for all.
     models = [extract_branch(model, branch) for branch in branches] if num_branches > 1 else [model]
-    return Branches(models, rows, run['config'].get('label_names'), num_branches)
+    sizes = _sizes_of(args, explicit, run, branches) if num_branches > 1 else None
+    for row, size in zip(rows, sizes or (), strict=False):
+        row['img_size'] = size
+    return Branches(models, rows, run['config'].get('label_names'), num_branches, sizes)
+
+
+def _sizes_of(
+        args: argparse.Namespace,
+        explicit: set[str],
+        run: dict[str, Any],
+        branches: list[int],
+) -> list[int] | None:
+    if not run['branch_sizes']:
+        return None
+    for name in ('img_size', 'input_size', 'test_pool'):
+        if name in explicit and getattr(args, name):
+            raise ValueError(f'{flag(name)} has no effect; each branch of the checkpoint has images of a size of its '
+                             'own. Export the branch to measure it at another')
+    return [run['branch_sizes'][branch] for branch in branches]
 
 
 def _load_plain(

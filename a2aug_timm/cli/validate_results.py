@@ -17,7 +17,7 @@ def describe(
     Args:
         rows: What is known of each branch.
         metrics: Of each branch and the ensemble, as ``engine.evaluate`` returns them.
-        common: Size, preprocessing and source of the model, the same for all.
+        common: Size, preprocessing and source of the model, the same for all where a row does not differ.
     """
     if len(metrics) > len(rows):
         rows = [*rows, {'model': rows[0]['model'], 'branch': 'ensemble', 'policy': None, 'mu': None}]
@@ -27,7 +27,7 @@ def describe(
         for name in ('top1', 'top5'):
             result.update({name: round(one[name], 4), f'{name}_err': round(100 - one[name], 4)})
         result.update({name: round(value, 4) for name, value in one.items() if name not in ('top1', 'top5', 'loss')})
-        results.append({**result, 'loss': round(one['loss'], 4), **common})
+        results.append({**result, 'loss': round(one['loss'], 4), **common, **row})
     return results
 
 

@@ -14,7 +14,7 @@ from timm.models._hub import save_config_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..branches import convert_multi_branch_bn, convert_multi_branch_norm, extract_branch, num_branches_of
+from ..branches import create_branches, extract_branch, networks_of, num_branches_of
 from ..checkpoint import atomic_write, check_weights, read_checkpoint, state_dict_of
 
 
@@ -33,7 +33,8 @@ def model_config(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'config.json'
         extra = {'label_names': list(label_names)} if label_names else {}
-        save_config_for_hf(unwrap_model(model), path, model_config=extra, data_config=data_config)
+        network = networks_of(unwrap_model(model))[0]
+        save_config_for_hf(network, path, model_config=extra, data_config=data_config)
         config = json.loads(path.read_text(encoding='utf-8'))
     # transformers refuses a class count that is given twice.
     config.get('model_args', {}).pop('num_classes', None)
@@ -44,8 +45,12 @@ def model_config(
     return config
 
 
-def build_model(config: dict[str, Any], num_branches: int = 1, norm: str = 'bn') -> nn.Module:
+def build_model(config: dict[str, Any], num_branches: int = 1, own: str = 'bn') -> nn.Module:
     """Build the model that ``model_config`` described, without its weights.
+
+    Args:
+        num_branches: ``N``; 1 is a plain model.
+        own: What each branch has of its own, see ``create_branches``.
 
     Raises:
         ValueError: This timm has no such architecture.
@@ -54,12 +59,9 @@ def build_model(config: dict[str, Any], num_branches: int = 1, norm: str = 'bn')
         raise ValueError(f"this timm {timm.__version__} has no model '{config['architecture']}'")
     pretrained_cfg = {**config['pretrained_cfg'], 'architecture': config['architecture'],
                       'num_classes': config['num_classes']}
-    model = timm.create_model(
+    return create_branches(lambda: timm.create_model(
         config['architecture'], pretrained_cfg=pretrained_cfg, num_classes=config['num_classes'],
-        **config.get('model_args', {}))
-    if num_branches == 1:
-        return model
-    return (convert_multi_branch_norm if norm == 'all' else convert_multi_branch_bn)(model, num_branches)
+        **config.get('model_args', {})), num_branches, own)
 
 
 def export_branch(
@@ -149,8 +151,7 @@ def load_branches(checkpoint: dict[str, Any], source: str, use_ema: bool | None 
     run = checkpoint.get('a2aug')
     if run is None:
         raise ValueError(f"'{source}' is not a checkpoint of a2aug_timm's train.py")
-    num_branches = 1 if run['shared_bn'] else run['num_branches']
-    model = build_model(run['config'], num_branches, run.get('norm', 'bn'))
+    model = build_model(run['config'], run['num_branches'], run['own'])
     weights = state_dict_of(checkpoint, run['judged_ema'] if use_ema is None else use_ema)
     # Of timm's split batch norm the norms of the other splits serve training alone.
     weights = {key: value for key, value in weights.items() if '.aux_bn.' not in key}
@@ -161,8 +162,12 @@ def load_branches(checkpoint: dict[str, Any], source: str, use_ema: bool | None 
 
 def export_branch_of(run: dict[str, Any], model: nn.Module, branch: int, folder: str | Path) -> None:
     """``export_branch`` with what a checkpoint's entry ``a2aug`` says of its run and this branch."""
+    data_config = run['data_config']
+    if run['branch_sizes'] and run['own'] != 'nothing':
+        size = run['branch_sizes'][branch]
+        data_config = {**data_config, 'input_size': (data_config['input_size'][0], size, size)}
     export_branch(
-        model, branch, folder, data_config=run['data_config'], label_names=run['config'].get('label_names'),
+        model, branch, folder, data_config=data_config, label_names=run['config'].get('label_names'),
         metadata=branch_metadata(run, branch))
 
 
@@ -186,6 +191,6 @@ def resolve_branches(branch: str, run: dict[str, Any], model: nn.Module) -> list
 def branch_metadata(run: dict[str, Any], branch: int) -> dict[str, Any]:
     """What an export says of its branch: policy (all of them where batch norm was shared), μ, metrics, epoch."""
     metrics = run['metrics'][branch] if run['metrics'] else None
-    if run['shared_bn']:
+    if run['own'] == 'nothing':
         return {'policies': run['policies'], 'metrics': metrics, 'epoch': run['epoch']}
     return {'policy': run['policies'][branch], 'mu': run['mu'][branch], 'metrics': metrics, 'epoch': run['epoch']}

@@ -1,6 +1,6 @@
-"""The layers with branches: one norm for each, in the place of one norm for all."""
+"""Modules with branches: a norm layer for each in the place of one for all, or a whole network for each."""
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -8,38 +8,33 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 
-class MultiBranchNorm(nn.Module):
-    """A norm layer with one complete set of parameters and statistics per augmentation branch.
+class MultiBranch(nn.Module):
+    """One of N like modules for each augmentation branch.
 
     Joint (no branch selected, training): the batch is view-major, rows ``[i*B, (i+1)*B)`` are view
     ``i`` of the same ``B`` images and touch branch ``i`` alone. With a branch selected, every row
     uses it, in training and in eval.
 
     Args:
-        norm: Layer to branch; deep-copied, so fused activation, statistics and mode come along and
-            all branches start equal.
-        num_branches: ``N``, at least 2.
+        branches: ``N`` modules, at least 2.
 
     Shape:
-        ``[N*B, …]`` joint, ``[B, …]`` with a branch selected; the output has its input's shape. Rows may also be
-        parts of an image (windows, heads), as long as those of one view lie together.
+        ``[N*B, …]`` joint, ``[B, …]`` with a branch selected.
 
     Raises:
         ValueError: The joint batch is not a multiple of ``N``; fewer than 2 branches.
         RuntimeError: Eval without a selected branch; which branch answers must never be a guess.
-
-    Source: A²-Aug §4.3, Eq. 6.
     """
 
-    def __init__(self, norm: nn.Module, num_branches: int):
+    def __init__(self, branches: Iterable[nn.Module]):
         super().__init__()
-        if num_branches < 2:
-            raise ValueError(f'a multi-branch norm has at least 2 branches, got {num_branches}')
-        self.branches = nn.ModuleList(copy.deepcopy(norm) for _ in range(num_branches))
+        self.branches = nn.ModuleList(branches)
+        if len(self.branches) < 2:
+            raise ValueError(f'a {type(self).__name__} has at least 2 branches, got {len(self.branches)}')
         self.branch: int | None = None
         # What extract_branch() builds again if the branches have become synchronized since.
-        self.norm_class = type(norm)
-        self.training = norm.training
+        self.branch_class = type(self.branches[0])
+        self.training = self.branches[0].training
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.branch is not None:
@@ -54,10 +49,48 @@ class MultiBranchNorm(nn.Module):
         return self._joint(x.chunk(num_branches))
 
     def _joint(self, views: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return torch.cat([norm(view) for norm, view in zip(self.branches, views, strict=True)])
+        return torch.cat([branch(view) for branch, view in zip(self.branches, views, strict=True)])
 
     def extra_repr(self) -> str:
         return f'branch={self.branch}'
+
+
+class MultiBranchNetwork(MultiBranch):
+    """N separate networks that share nothing, one a branch: "A²-Aug (ind.)", the ablation of Table 5.
+
+    Args:
+        networks: ``N`` timm models of one architecture.
+
+    Shape:
+        ``[N*B, C, H, W]`` -> logits ``[N*B, K]`` joint, ``[B, C, H, W]`` -> ``[B, K]`` with a branch selected.
+
+    Source: A²-Aug §5.3.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]):
+        super().__init__(networks)
+        for name in ('num_classes', 'in_chans', 'pretrained_cfg'):
+            if hasattr(self.branches[0], name):
+                setattr(self, name, getattr(self.branches[0], name))
+
+
+class MultiBranchNorm(MultiBranch):
+    """A norm layer with one complete set of parameters and statistics per augmentation branch.
+
+    Args:
+        norm: Layer to branch; deep-copied, so fused activation, statistics and mode come along and
+            all branches start equal.
+        num_branches: ``N``, at least 2.
+
+    Shape:
+        ``[N*B, …]`` joint, ``[B, …]`` with a branch selected; the output has its input's shape. Rows may also be
+        parts of an image (windows, heads), as long as those of one view lie together.
+
+    Source: A²-Aug §4.3, Eq. 6.
+    """
+
+    def __init__(self, norm: nn.Module, num_branches: int):
+        super().__init__(copy.deepcopy(norm) for _ in range(num_branches))
 
 
 class MultiBranchBN(MultiBranchNorm):

@@ -1,0 +1,86 @@
+"""What the flags of A²-Aug must satisfy before any work: contradictions, what branches cannot have, policies."""
+import argparse
+
+from ..policies import SPACES, check_policies, sample_policies
+from .branch_flags import REFUSED
+from .checks import flag
+
+# Pairs that exclude each other, and why.
+_EXCLUSIVE = {
+    ('a2aug_shared_bn', 'a2aug_norm'): 'shared batch norm leaves the branches nothing of their own',
+    ('a2aug_independent', 'a2aug_norm'): 'separate networks share no norm of any kind',
+    ('a2aug_independent', 'a2aug_shared_bn'): 'separate networks share no batch norm',
+    ('a2aug_ensemble_weight', 'a2aug_ensemble'): 'an average ensemble has nothing to learn',
+    ('a2aug_logit_scale', 'a2aug_no_logit_norm'): 'logits that are not normalised have no scale',
+    ('a2aug_branch_sizes', 'train_img_sizes'): 'each branch has one size',
+    ('a2aug_branch_sizes', 'grad_checkpointing'): 'backward could not tell whose activations to compute again',
+}
+
+
+def refuse_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
+    """What plain training cannot have. Raises ``ValueError``."""
+    if args.a2aug_policies:
+        raise ValueError(f'{len(args.a2aug_policies)} policies need --a2aug-branches {len(args.a2aug_policies)}; '
+                         'plain training takes one policy with --aa')
+    for name in sorted(changed):
+        if name.startswith('a2aug_'):
+            raise ValueError(f'{flag(name)} needs --a2aug-branches 2 or more')
+
+
+def check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
+    """What two branches or more cannot have; fills in the policies. Raises ``ValueError``."""
+    for name, instead in REFUSED.items():
+        is_3_augment = name.startswith('color') and any('3a' in policy for policy in args.a2aug_policies or ())
+        if name in changed and not is_3_augment:
+            raise ValueError(f'{flag(name)} contradicts --a2aug-branches {args.a2aug_branches}; {instead}')
+    for pair, reason in _EXCLUSIVE.items():
+        if changed.issuperset(pair):
+            raise ValueError(f'{flag(pair[0])} and {flag(pair[1])} do not go together: {reason}')
+    _take_branch_sizes(args)
+    args.a2aug_policies = _resolve_policies(args, changed)
+
+
+def _take_branch_sizes(args: argparse.Namespace) -> None:
+    """Images come at the largest size, from which those of the branches are made."""
+    sizes = args.a2aug_branch_sizes
+    if sizes is None:
+        return
+    if len(sizes) != args.a2aug_branches:
+        raise ValueError(f'--a2aug-branch-sizes takes a size for each of {args.a2aug_branches} branches, got '
+                         f'{len(sizes)}')
+    images = args.input_size[1:] if args.input_size else [args.img_size or max(sizes)]
+    if set(images) != {max(sizes)}:
+        raise ValueError(f'--a2aug-branch-sizes makes images of up to {max(sizes)} pixels, of images of '
+                         f'{"x".join(map(str, images))}; leave the size of images out')
+    if not args.input_size:
+        args.img_size = max(sizes)
+
+
+def _take_space(args: argparse.Namespace, changed: set[str]) -> None:
+    """``--a2aug-space`` in the words of the two lists."""
+    if args.a2aug_space is None:
+        return
+    for name, values in zip(('a2aug_num_layers', 'a2aug_magnitudes'), SPACES[args.a2aug_space], strict=True):
+        if name in changed and getattr(args, name) != list(values):
+            raise ValueError(f'{flag(name)} contradicts --a2aug-space {args.a2aug_space}; leave one of them out')
+        setattr(args, name, list(values))
+
+
+def _resolve_policies(args: argparse.Namespace, changed: set[str]) -> list[str]:
+    _take_space(args, changed)
+    # The seed that sampled them stays with the policies, so that args.yaml can be given as a config file.
+    seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
+    policies = args.a2aug_policies
+    if policies is None:
+        args.a2aug_seed = seed
+        return sample_policies(args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)
+    if len(policies) != args.a2aug_branches:
+        raise ValueError(f'--a2aug-branches {args.a2aug_branches} needs as many policies, got {len(policies)}')
+    sizes = args.a2aug_branch_sizes or [None] * len(policies)
+    for size in set(sizes):  # branches of two sizes may share a policy
+        check_policies([policy for policy, own in zip(policies, sizes, strict=True) if own == size])
+    for name in ('a2aug_seed', 'a2aug_space', 'a2aug_num_layers', 'a2aug_magnitudes'):
+        if name in changed and policies != sample_policies(
+                args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes):
+            raise ValueError(f'{flag(name)} samples policies, but --a2aug-policies names them')
+    return policies

@@ -1,0 +1,62 @@
+"""Training images held out, so that the images that a run is judged on in the end had no part in its choices."""
+from collections.abc import Sequence
+
+import numpy as np
+from timm.data import ImageDataset
+from torch.utils.data import Dataset
+
+
+def hold_out(targets: Sequence[int], size: int | float) -> tuple[list[int], list[int]]:
+    """Part images in two, each with the classes in the proportions of the whole.
+
+    The draw is the same in every run and on every rank, so that runs of other seeds are judged on the same images.
+
+    Args:
+        targets: Class of each image.
+        size: Number of images to hold out, or below 1 their share.
+
+    Returns:
+        Indices that remain for training, and those held out, both ascending.
+
+    Raises:
+        ValueError: Nothing would be held out, or some class would have no image left for training.
+
+    Source: AutoAugment (arXiv:1805.09501) holds 5,000 of CIFAR's training images out; the paper chooses on its
+    validation images.
+    """
+    targets = np.asarray(targets)
+    labels, counts = np.unique(targets, return_counts=True)
+    num_held = round(size * len(targets)) if size < 1 else int(size)
+    if not 0 < num_held < len(targets):
+        raise ValueError(f'{num_held} of {len(targets)} training images cannot be held out')
+    exact = counts * num_held / len(targets)
+    quotas = exact.astype(int)
+    # What rounding down has left goes to the largest remainders.
+    for i in np.argsort(quotas - exact, kind='stable')[:num_held - quotas.sum()]:
+        quotas[i] += 1
+    if (quotas >= counts).any():
+        raise ValueError(f'holding out {num_held} of {len(targets)} training images leaves a class without any')
+    generator = np.random.default_rng(0)
+    held = np.zeros(len(targets), dtype=bool)
+    for label, quota in zip(labels, quotas, strict=True):
+        held[generator.permutation(np.flatnonzero(targets == label))[:quota]] = True
+    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+
+def targets_of(dataset: Dataset) -> list[int]:
+    """Class of each image of a map-style data set, without decoding any.
+
+    Raises:
+        ValueError: The data set does not tell.
+    """
+    if isinstance(dataset, ImageDataset):
+        reader = dataset.reader
+        if hasattr(reader, 'label_key'):  # of Hugging Face's data sets
+            return list(reader.dataset[reader.label_key])
+        targets = getattr(reader, 'targets', None)
+        return [sample[1] for sample in reader.samples] if targets is None else list(targets)
+    for name in ('targets', 'labels', '_labels'):  # torchvision's data sets differ
+        if hasattr(dataset, name):
+            return [int(target) for target in getattr(dataset, name)]
+    raise ValueError(f'{type(dataset).__name__} does not tell the classes of its images, of which an equal share of '
+                     'each is held out')

@@ -1,0 +1,91 @@
+"""Held-out images: class-balanced, the same in every run, and never trained on."""
+import json
+from collections import Counter
+
+import pytest
+import torch
+from timm.data import create_dataset
+from torch.utils.data import TensorDataset
+from torchvision.datasets import FakeData
+
+import train
+import validate
+from a2aug_timm.datasets import DigitsDataset
+from a2aug_timm.holdout import hold_out, targets_of
+from a2aug_timm.views import MultiViewDataset, SkippingDataset
+
+SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
+         '32', '--mean', '0.3', '--std', '0.35', '--warmup-epochs', '0', '-b', '256', '-j', '0', '--device', 'cpu']
+
+
+def test_a_part_holds_the_classes_in_the_proportions_of_the_whole():
+    targets = torch.tensor([0] * 500 + [1] * 300 + [2] * 201)[torch.randperm(1001)].tolist()
+    kept, held = hold_out(targets, 100)
+    assert sorted(kept + held) == list(range(1001)) and len(held) == 100
+    assert Counter(targets[i] for i in held) == {0: 50, 1: 30, 2: 20}
+    assert hold_out(targets, 100) == (kept, held)
+    assert len(hold_out(targets, 0.25)[1]) == 250
+    assert set(hold_out(targets, 100)[1]) != set(range(100))
+
+
+@pytest.mark.parametrize('size, words', [(10, '10 of 10'), (9, 'without any'), (0.01, '0 of 10')])
+def test_what_leaves_nothing_to_train_on_or_to_judge_is_refused(size, words):
+    with pytest.raises(ValueError, match=words):
+        hold_out([0, 1] * 5, size)
+
+
+def test_classes_are_read_without_decoding(image_folder):
+    folder = create_dataset('', root=str(image_folder), split='train')
+    assert targets_of(folder) == [target for _, target in SkippingDataset(folder)]
+    assert targets_of(DigitsDataset())[:3] == [DigitsDataset()[i][1] for i in range(3)]
+    with pytest.raises(ValueError, match='TensorDataset does not tell'):
+        targets_of(TensorDataset(torch.zeros(1)))
+
+
+@pytest.mark.parametrize('kind', [SkippingDataset, MultiViewDataset])
+def test_a_data_set_gives_the_images_that_count(kind):
+    images = FakeData(6, (1, 4, 4), num_classes=3)
+    part = kind(images, 'L', [4, 1])
+    assert [target for _, target in part] == [int(images[4][1]), int(images[1][1])]
+
+
+@pytest.mark.parametrize('branches', ['1', '2'])
+def test_a_run_chooses_on_images_held_out_and_reports_the_validation_split_once(
+        tmp_path, capsys, monkeypatch, branches):
+    built, judged = {}, []
+    original, evaluate = train.build_loaders, train.Run._evaluate
+
+    def build_loaders(*args):
+        built['loaders'] = original(*args)
+        return built['loaders']
+
+    def spy(self, predict, mu, loader):
+        judged.append(loader)
+        return evaluate(self, predict, mu, loader)
+
+    monkeypatch.setattr(train, 'build_loaders', build_loaders)
+    monkeypatch.setattr(train.Run, '_evaluate', spy)
+    train.main([*SMALL, '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run', '--a2aug-branches', branches,
+                '--holdout', '100'])
+    loader, eval_loader, test_loader = built['loaders']
+    parts = [set(loader.dataset.indices), set(eval_loader.dataset.indices)]
+    assert len(parts[0]) == 1337 and len(parts[1]) == 100 and not parts[0] & parts[1]
+    assert len(test_loader.dataset) == 360
+    assert judged == [eval_loader, eval_loader, test_loader]
+
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text(encoding='utf-8'))
+    assert result['chosen_on'] == '100 held out of train' and result['test_split'] == 'validation'
+    sentence = f"On validation, which had no part in the choice: top1 {result['test']['top1']:.4g}"
+    assert sentence in capsys.readouterr().out
+
+    # The export, measured anew on the validation split, is what was reported.
+    validate.main(['--dataset', 'sklearn/digits', '--checkpoint', str(tmp_path / 'run' / 'export'), '--device', 'cpu',
+                   '-j', '0', '--results-file', str(tmp_path / 'out.json'), '--results-format', 'json'])
+    measured = json.loads((tmp_path / 'out.json').read_text())
+    assert measured['top1'] == pytest.approx(result['test']['top1'], abs=1e-3)
+
+
+def test_without_a_holdout_the_result_says_that_the_choice_was_on_the_validation_split(tmp_path):
+    train.main([*SMALL, '--epochs', '1', '--output', str(tmp_path), '--experiment', 'run'])
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text(encoding='utf-8'))
+    assert result['chosen_on'] == 'validation' and result['test'] is None and result['chosen_with']['top1'] > 0
