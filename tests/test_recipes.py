@@ -1,0 +1,73 @@
+"""Recipes: every file is what its script writes, is accepted by the real parser, and trains a step."""
+import importlib.util
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import train
+from a2aug_timm.branches import num_branches_of
+from a2aug_timm.cli.arguments import train_parser
+from a2aug_timm.cli.build_data import build_datasets, build_loaders, build_mixup
+from a2aug_timm.cli.build_model import build_model, init_device
+from a2aug_timm.cli.build_task import build_optimizer, build_task
+from a2aug_timm.engine import OptimizerStep
+
+HPARAMS = ROOT / 'hparams'
+FILES = sorted(str(path.relative_to(HPARAMS)) for path in HPARAMS.rglob('*.yaml'))
+spec = importlib.util.spec_from_file_location('recipes', HPARAMS / 'recipes.py')
+recipes = sys.modules['recipes'] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(recipes)
+
+
+def test_the_files_are_what_their_script_writes_today():
+    written = {recipe.path: recipe.text() for recipe in recipes.recipes()}
+    assert set(FILES) - set(written) == {'fashion_mnist.yaml', 'quickstart.yaml'}
+    for path, text in written.items():
+        assert (HPARAMS / path).read_text(encoding='utf-8') == text
+        assert max(map(len, text.splitlines())) <= 120
+
+
+def test_every_cell_of_the_papers_tables_has_a_recipe():
+    expected = {recipe.path: recipe.expected for recipe in recipes.recipes()}
+    columns = {method: sum(path.endswith(f'_{method}.yaml') for path in expected) for method in recipes.METHODS}
+    assert columns == {'baseline': 10, 'cutout': 7, 'aa': 10, 'ra': 5, 'a2aug': 10}
+    for text, path in (('98.9', 'cifar10/pyramidnet272_a200_shakedrop_a2aug'),
+                       ('81.3', 'cifar100/wide_resnet40_2_a2aug'),
+                       ('74.7', 'imagenet/resnet50_a2aug_shared_bn'), ('81.5', 'imagenet/resnet200_a2aug'),
+                       ('79.1', 'imagenet/resnet50_a2aug_multiscale'), ('85.2', 'cifar100/wide_resnet28_10_a2aug')):
+        assert expected[f'{path}.yaml'].startswith(text)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_recipe_trains_a_step_on_two_images(name, image_folder):
+    argv = ['-c', str(HPARAMS / name), '--dataset', '', '--data-dir', str(image_folder), '-b', '2', '-j', '0',
+            '--device', 'cpu']
+    if name.startswith('imagenet/'):
+        argv += ['--a2aug-branch-sizes', '64', '48', '40', '32'] if 'multiscale' in name else ['--img-size', '32']
+    args, checkpoint, _ = train.parse(train_parser(), argv)
+    args.pin_mem = args.amp = False  # both are for a GPU
+    device = init_device(args)
+    model = build_model(args, checkpoint, device)
+    own = 1 if args.a2aug_shared_bn else args.a2aug_branches
+    assert num_branches_of(model) == own
+    data_config = train.resolve_input_data_config(model, vars(args))
+    datasets = build_datasets(args, data_config, model.num_classes)
+    collate, _ = build_mixup(args, data_config, model.num_classes)
+    loader, *_ = build_loaders(args, data_config, model, device, datasets, collate)
+    task = build_task(args, model, data_config, device)
+    optimizer, lr_scheduler, num_epochs = build_optimizer(args, task, loader)
+    assert num_epochs == args.epochs
+
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    images, target = next(iter(loader))
+    assert len(images) == 2 * args.a2aug_branches
+    step = OptimizerStep(task, optimizer, clip_grad=args.clip_grad)
+    for group in optimizer.param_groups:
+        group['lr'] = 0.1  # a warm-up may begin at 0
+    task.get_trainable_module().train()
+    terms = step.accumulate(images, target, 1, need_update=True)
+    assert terms['loss'].isfinite() and terms['output'].shape == (2 * args.a2aug_branches, model.num_classes)
+    moved = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 3  # residual blocks of ResNets begin as zeros, which move first
