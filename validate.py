@@ -22,7 +22,6 @@ from timm import utils
 from timm.data import resolve_input_data_config
 from torch.utils.data import Dataset
 
-from a2aug_timm.branches import branch_logits, resize
 from a2aug_timm.cli.console import branch_labels, branch_table, print_table
 from a2aug_timm.cli.inference import compilation_errors, first_line, fuse, place, pool_at_test_time, set_backends
 from a2aug_timm.cli.validate_arguments import validate_parser
@@ -39,6 +38,7 @@ from a2aug_timm.cli.validate_data import (
 from a2aug_timm.cli.validate_models import Branches, list_entries, load
 from a2aug_timm.cli.validate_results import describe, write_results
 from a2aug_timm.engine import evaluate
+from a2aug_timm.logits import branch_logits, resize
 from a2aug_timm.views import SkippingDataset
 
 _logger = logging.getLogger('validate')

@@ -1,15 +1,12 @@
 """One network, N sets of norm layers: convert a timm model, select a branch, extract it as a plain model."""
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from timm.models.mlp_mixer import Affine
 from timm.utils import unwrap_model
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -86,6 +83,7 @@ def _convert(model: nn.Module, num_branches: int, is_norm: Callable[[nn.Module],
     converted = _replace_modules(
         model, is_norm,
         lambda norm: (MultiBranchBN if isinstance(norm, _BatchNorm) else MultiBranchNorm)(norm, num_branches))
+    share_selection(converted)
     if num_branches_of(converted) == 1:
         norms = sorted({type(m).__name__ for m in model.modules()
                         if 'norm' in type(m).__name__.lower() and not any(m.children())})
@@ -97,6 +95,13 @@ def _convert(model: nn.Module, num_branches: int, is_norm: Callable[[nn.Module],
 def num_branches_of(model: nn.Module) -> int:
     """Number of branches of a model, 1 for a plain one."""
     return next((len(module.branches) for module in model.modules() if isinstance(module, MultiBranch)), 1)
+
+
+def share_selection(model: nn.Module) -> None:
+    """Let all modules with branches in a model answer to one ``select_branch``; converting a model does this."""
+    layers = [module for module in model.modules() if isinstance(module, MultiBranch)]
+    for layer in layers:
+        layer.selection = layers[0].selection
 
 
 def networks_of(model: nn.Module) -> list[nn.Module]:
@@ -121,7 +126,8 @@ class select_branch:  # noqa: N801, it reads as a function
     """Select the branch that answers, or None for joint training: from now on, or for a ``with`` block.
 
     Called alone it stays; as a context manager it restores what was selected before. A DDP or compiled wrapper
-    around the model does not matter.
+    around the model does not matter. Of a model that was put together of several converted ones, ``share_selection``
+    makes one.
 
     Args:
         model: A model with branches.
@@ -132,21 +138,20 @@ class select_branch:  # noqa: N801, it reads as a function
     """
 
     def __init__(self, model: nn.Module, branch: int | None):
-        self._layers = [module for module in model.modules() if isinstance(module, MultiBranch)]
-        if not self._layers:
+        layer = next((module for module in model.modules() if isinstance(module, MultiBranch)), None)
+        if layer is None:
             raise ValueError('the model has no branches; convert it with convert_multi_branch_bn(model, num_branches)')
         if branch is not None:
-            _check_branch(self._layers[0], branch)
-        self._before = [layer.branch for layer in self._layers]
-        for layer in self._layers:
-            layer.branch = branch
+            _check_branch(layer, branch)
+        self._selection = layer.selection
+        self._before = layer.selection.branch
+        self._selection.branch = branch
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, *_) -> None:
-        for layer, branch in zip(self._layers, self._before, strict=True):
-            layer.branch = branch
+        self._selection.branch = self._before
 
 
 def extract_branch(model: nn.Module, branch: int) -> nn.Module:
@@ -167,58 +172,6 @@ def extract_branch(model: nn.Module, branch: int) -> nn.Module:
     return _replace_modules(
         copy.deepcopy(model, memo), lambda module: isinstance(module, MultiBranch),
         lambda layer: _as_built(layer.branches[branch], layer.branch_class))
-
-
-def resize(images: torch.Tensor, size: int | None) -> torch.Tensor:
-    """Images at the resolution of a branch, ``[B, C, H, W]`` -> ``[B, C, size, size]``; None leaves them."""
-    if size is None or images.shape[-2:] == (size, size):
-        return images
-    dtype = torch.promote_types(images.dtype, torch.float32)  # no kernel filters half precision on the CPU
-    return F.interpolate(images.to(dtype), (size, size), mode='bilinear', antialias=True).to(images.dtype)
-
-
-def joint_logits(model: nn.Module, images: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
-    """Logits of all views in one forward pass, for training.
-
-    Args:
-        sizes: Resolution of each branch, whose views are then resized and run branch by branch; also of a plain
-            model, which then takes all of them.
-
-    Shape:
-        View-major ``[N*B, C, H, W]`` -> ``[N*B, K]``.
-    """
-    if sizes is None:
-        return model(images)
-    logits = []
-    for branch, (view, size) in enumerate(zip(images.chunk(len(sizes)), sizes, strict=True)):
-        with select_branch(model, branch) if num_branches_of(model) > 1 else nullcontext():
-            logits.append(model(resize(view, size)))
-    return torch.cat(logits)
-
-
-def branch_logits(model: nn.Module, images: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
-    """Logits of every branch for the same images, each branch with its own norms; for eval.
-
-    Args:
-        sizes: Resolution of each branch; a plain model takes the images as they are.
-
-    Shape:
-        ``[B, C, H, W]`` -> ``[N, B, K]``; a plain model is one branch.
-    """
-    if num_branches_of(model) == 1:
-        return _logits(model(images)).unsqueeze(0)
-    if isinstance(model, OptimizedModule):
-        torch._dynamo.maybe_mark_dynamic(images, 0)  # a last batch of another size is no reason to compile again
-    logits = []
-    for branch in range(num_branches_of(model)):
-        with select_branch(model, branch):
-            logits.append(_logits(model(resize(images, None if sizes is None else sizes[branch]))))
-    return torch.stack(logits)
-
-
-def _logits(output: torch.Tensor | tuple | list) -> torch.Tensor:
-    # Models with several heads answer with a tuple, their main logits first.
-    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def _check_branch(layer: MultiBranch, branch: int) -> None:

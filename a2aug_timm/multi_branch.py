@@ -6,6 +6,21 @@ from contextlib import contextmanager
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .joint_batch_norm import is_joint, joint_batch_norm
+
+
+def is_backward() -> bool:
+    """Whether backward runs, and asks again for activations that gradient checkpointing has not kept."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class Selection:
+    """Which branch answers in all modules that share this; None is joint training."""
+
+    def __init__(self):
+        self.branch: int | None = None
 
 
 class MultiBranch(nn.Module):
@@ -31,14 +46,20 @@ class MultiBranch(nn.Module):
         self.branches = nn.ModuleList(branches)
         if len(self.branches) < 2:
             raise ValueError(f'a {type(self).__name__} has at least 2 branches, got {len(self.branches)}')
-        self.branch: int | None = None
+        self.selection = Selection()
         # What extract_branch() builds again if the branches have become synchronized since.
         self.branch_class = type(self.branches[0])
         self.training = self.branches[0].training
 
+    @property
+    def branch(self) -> int | None:
+        """Index of the branch that answers; None is joint training."""
+        return self.selection.branch
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.branch is not None:
-            return self.branches[self.branch](x)
+        branch = self.selection.branch
+        if branch is not None:
+            return self.branches[branch](x)
         num_branches = len(self.branches)
         if not self.training:
             raise RuntimeError(
@@ -46,9 +67,10 @@ class MultiBranch(nn.Module):
         if x.shape[0] % num_branches:
             raise ValueError(
                 f'a joint batch holds {num_branches} views of each image, but {x.shape[0]} rows are not a multiple')
-        return self._joint(x.chunk(num_branches))
+        return self._joint(x)
 
-    def _joint(self, views: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _joint(self, x: torch.Tensor) -> torch.Tensor:
+        views = x.chunk(len(self.branches))
         return torch.cat([branch(view) for branch, view in zip(self.branches, views, strict=True)])
 
     def extra_repr(self) -> str:
@@ -72,6 +94,13 @@ class MultiBranchNetwork(MultiBranch):
         for name in ('num_classes', 'in_chans', 'pretrained_cfg'):
             if hasattr(self.branches[0], name):
                 setattr(self, name, getattr(self.branches[0], name))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and self.branch is not None and is_backward():
+            network = self.branches[self.branch]
+            with _frozen_statistics([module for module in network.modules() if isinstance(module, _BatchNorm)]):
+                return network(x)
+        return super().forward(x)
 
 
 class MultiBranchNorm(MultiBranch):
@@ -108,23 +137,29 @@ class MultiBranchBN(MultiBranchNorm):
             True for module in (norm.act, norm.drop) for _ in module.parameters())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            # Backward asks again for activations that gradient checkpointing has not kept.
+        if self.training and is_backward():
             with _frozen_statistics(self.branches):
                 return super().forward(x)
         return super().forward(x)
 
-    def _joint(self, views: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _joint(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.branches[0]
         if not self.shares_activation:
-            return super()._joint(views)
+            if isinstance(first, BatchNormAct2d) or not is_joint(x, self.branches):
+                return super()._joint(x)
+            return joint_batch_norm(x, self.branches)
         # Activating the whole batch at once keeps one copy of it for backward instead of two.
-        kind = nn.SyncBatchNorm if isinstance(self.branches[0], nn.SyncBatchNorm) else nn.BatchNorm2d
-        x = torch.cat([kind.forward(norm, view) for norm, view in zip(self.branches, views, strict=True)])
-        return self.branches[0].act(self.branches[0].drop(x))
+        if is_joint(x, self.branches):
+            x = joint_batch_norm(x, self.branches)
+        else:
+            kind = nn.SyncBatchNorm if isinstance(first, nn.SyncBatchNorm) else nn.BatchNorm2d
+            views = x.chunk(len(self.branches))
+            x = torch.cat([kind.forward(norm, view) for norm, view in zip(self.branches, views, strict=True)])
+        return first.act(first.drop(x))
 
 
 @contextmanager
-def _frozen_statistics(norms: nn.ModuleList) -> Iterator[None]:
+def _frozen_statistics(norms: Iterable[nn.Module]) -> Iterator[None]:
     """Let batch norms compute as in training without moving their running statistics."""
     momenta = [norm.momentum for norm in norms]
     counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]

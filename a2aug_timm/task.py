@@ -9,21 +9,24 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .branches import joint_logits, networks_of, plain_parameter_names
+from .branches import networks_of, plain_parameter_names, share_selection
+from .logits import joint_logits
 from .loss import A2AugLoss, temperature_kl
 
 
 class _A2AugModule(nn.Module):
     """Network and loss in one module, so that DDP averages μ's gradient and EMA tracks μ."""
 
-    def __init__(self, model: nn.Module, loss: A2AugLoss, branch_sizes: Sequence[int] | None = None):
+    def __init__(self, model: nn.Module, loss: A2AugLoss, branch_sizes: Sequence[int] | None, sequential: bool):
         super().__init__()
         self.model = model
         self.loss = loss
         self.branch_sizes = branch_sizes
+        self.sequential = sequential
+        share_selection(model)
 
     def forward(self, images: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = joint_logits(self.model, images, self.branch_sizes)
+        logits = joint_logits(self.model, images, self.loss.num_branches, self.branch_sizes, self.sequential)
         return {**self.loss(logits, target), 'output': logits}
 
     def no_weight_decay(self) -> set[str]:
@@ -59,6 +62,7 @@ class A2AugTask(TrainingTask):
         num_branches: ``N``.
         loss_kwargs: The other arguments of ``A2AugLoss``.
         branch_sizes: Resolution of each branch, to which its views are resized; the images' own if not given.
+        sequential: Keep the activations of one branch at a time, at the price of a second forward pass.
         device: Device of the task.
         dtype: Dtype of the task.
         verbose: Log what timm's tasks log.
@@ -77,13 +81,14 @@ class A2AugTask(TrainingTask):
             *,
             loss_kwargs: dict[str, Any] | None = None,
             branch_sizes: Sequence[int] | None = None,
+            sequential: bool = False,
             device: torch.device | None = None,
             dtype: torch.dtype | None = None,
             verbose: bool = True,
     ):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         loss = A2AugLoss(num_branches, criterion, **(loss_kwargs or {}))
-        self.trainable_module = _A2AugModule(model, loss, branch_sizes).to(self.device)
+        self.trainable_module = _A2AugModule(model, loss, branch_sizes, sequential).to(self.device)
 
     def _module(self, ema: bool = False) -> _A2AugModule | None:
         module = self.get_trainable_module(ema=ema)

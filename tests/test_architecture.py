@@ -7,8 +7,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / 'a2aug_timm'
 MAY_IMPORT = {
     'policies': set(),
-    'multi_branch': set(),
+    'joint_batch_norm': set(),
+    'multi_branch': {'joint_batch_norm'},
     'branches': {'multi_branch'},
+    'logits': {'branches', 'multi_branch'},
     'loss': set(),
     'datasets': {'torchvision_datasets'},
     'torchvision_datasets': set(),
@@ -21,7 +23,7 @@ MAY_IMPORT = {
     'mixup': set(),
     'cutout': set(),
     'models': set(),
-    'task': {'branches', 'loss'},
+    'task': {'branches', 'logits', 'loss'},
     'checkpoint': set(),
     'summary': {'checkpoint'},
     'export': {'branches', 'checkpoint'},

@@ -18,12 +18,11 @@ from a2aug_timm import (
     select_branch,
 )
 from a2aug_timm.branches import (
-    branch_logits,
     create_branches,
-    joint_logits,
     num_branches_of,
     plain_parameter_names,
 )
+from a2aug_timm.logits import branch_logits, joint_logits
 
 N, B = 3, 4
 
@@ -159,7 +158,7 @@ def test_branches_of_different_sizes_are_plain_models_on_resized_views(own):
     views = [F.interpolate(view, (size, size), mode='bilinear', antialias=True)
              for view, size in zip(images.chunk(N), sizes, strict=True)]
     expected = torch.cat([one.train()(view) for one, view in zip(plain, views, strict=True)])
-    torch.testing.assert_close(joint_logits(model.train(), images, sizes), expected)
+    torch.testing.assert_close(joint_logits(model.train(), images, N, sizes), expected)
     logits = branch_logits(model.eval(), images[:B], sizes)
     if own == 'nothing':  # one network for all sizes is judged on the images as they are
         torch.testing.assert_close(logits, model(images[:B]).unsqueeze(0))
@@ -204,6 +203,45 @@ def test_all_branches_start_as_the_original_layer_with_its_mode():
     layer.branches[0].running_mean.zero_()
     assert layer.branches[1].running_mean[0] == norm.running_mean[0] == 3
     assert isinstance(layer.branches[1].act, nn.SiLU) and layer.branches[1].eps == 0.1
+
+
+@pytest.mark.parametrize('norm', [
+    BatchNormAct2d(6, act_layer=nn.PReLU), BatchNormAct2d(6, act_layer=nn.SiLU), nn.BatchNorm2d(6, affine=False),
+    nn.BatchNorm2d(6, eps=1e-2, momentum=None)], ids=['prelu', 'silu', 'not affine', 'cumulative'])
+def test_a_layer_is_its_branches_apart_to_the_second_derivative(norm):
+    layer = MultiBranchBN(norm.double(), N)
+    for branch in layer.branches:
+        for parameter in branch.parameters():
+            nn.init.normal_(parameter)
+    x = torch.randn(N * B, 6, 5, 5, dtype=torch.float64, requires_grad=True)
+    apart = copy.deepcopy(layer)
+
+    def derivatives(function, layer):
+        out = function(x)
+        first = torch.autograd.grad((out ** 2).sum(), [x, *layer.parameters()], create_graph=True)
+        second = torch.autograd.grad(sum((one ** 2).sum() for one in first), [x, *layer.parameters()])
+        return out, first, second
+
+    expected = derivatives(
+        lambda x: torch.cat([branch(view) for branch, view in zip(apart.branches, x.chunk(N), strict=True)]), apart)
+    torch.testing.assert_close(derivatives(layer, layer), expected)
+    torch.testing.assert_close(layer.state_dict(), apart.state_dict())
+    with pytest.raises(ValueError, match='more than 1 value per channel'):
+        layer(torch.randn(N, 6, 1, 1, dtype=torch.float64))
+    with pytest.raises(ValueError, match='expected 4D'):
+        MultiBranchBN(nn.BatchNorm2d(6), N)(torch.randn(N * B, 6))
+
+
+def test_a_frozen_branch_keeps_its_statistics():
+    layer = MultiBranchBN(nn.BatchNorm2d(6), N)
+    layer.branches[1].eval().requires_grad_(False)
+    before = copy.deepcopy(layer.branches[1].state_dict())
+    x = torch.randn(N * B, 6, 5, 5)
+    out = layer(x)
+    assert torch.equal(out[B:2 * B], layer.branches[1](x[B:2 * B]))
+    out.sum().backward()
+    torch.testing.assert_close(layer.branches[1].state_dict(), before)
+    assert layer.branches[1].weight.grad is None and layer.branches[0].weight.grad is not None
 
 
 def test_eval_without_a_branch_and_a_batch_that_does_not_divide_raise():

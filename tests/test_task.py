@@ -1,6 +1,7 @@
 """Task: μ in optimizer, EMA, clipping and checkpoints; two ranks agree on it."""
 import copy
 import re
+import weakref
 
 import pytest
 import timm
@@ -15,8 +16,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from a2aug_timm import A2AugLoss, A2AugTask, MultiBranchNetwork, convert_multi_branch_bn, select_branch
-from a2aug_timm.branches import branch_logits
+from a2aug_timm.branches import create_branches, networks_of
 from a2aug_timm.engine import OptimizerStep
+from a2aug_timm.logits import branch_logits
 from a2aug_timm.task import A2AugDistillationTask
 
 N, B = 2, 4
@@ -150,6 +152,64 @@ def test_views_of_different_sizes_are_compiled_to_one_graph_too():
         torch.testing.assert_close(task(images, target)['loss'], eager(images, target)['loss'])
     torch.testing.assert_close(task.get_checkpoint_state(), eager.get_checkpoint_state())
     assert count.frame_count == 1
+
+
+@pytest.mark.parametrize('own', ['bn', 'norms', 'network'])
+@pytest.mark.parametrize('sizes, grad_checkpointing', [(None, False), (None, True), ([32, 24], True)])
+def test_one_branch_after_the_other_gives_the_gradients_and_statistics_of_the_joint_step(
+        own, sizes, grad_checkpointing):
+    torch.manual_seed(0)
+    model = create_branches(lambda: timm.create_model('test_resnet', num_classes=3, in_chans=1), N, own).double()
+    joint, sequential = (A2AugTask(
+        copy.deepcopy(model), nn.CrossEntropyLoss(), N, branch_sizes=sizes, sequential=one, verbose=False).double()
+        for one in (False, True))
+    for network in networks_of(sequential.get_eval_model()):
+        network.set_grad_checkpointing(grad_checkpointing)
+    images, target = torch.randn(N * B, 1, 32, 32, dtype=torch.float64), torch.randint(3, (B,))
+    for _ in range(2):
+        terms = [task(images, target) for task in (joint, sequential)]
+        for one in terms:
+            one['loss'].backward()
+        torch.testing.assert_close(terms[1], terms[0])
+        with pytest.raises(RuntimeError, match='choose one'):  # no branch stays selected
+            sequential.get_eval_model().eval()(images)
+        sequential.train()
+    for name, parameter in joint.named_parameters():
+        torch.testing.assert_close(sequential.get_parameter(name).grad, parameter.grad)
+    if own == 'network' and grad_checkpointing:
+        return  # which timm's own networks move twice
+    torch.testing.assert_close(sequential.state_dict(), joint.state_dict())
+
+
+def test_one_branch_after_the_other_draws_dropout_again_as_it_was():
+    model = convert_multi_branch_bn(timm.create_model('test_resnet', num_classes=3, in_chans=1, drop_rate=0.5), N)
+    images, target = torch.randn(N * B, 1, 32, 32), torch.randint(3, (B,))
+    grads = []
+    for sequential in (False, True):  # sizes run branch by branch too, and keep what they have drawn
+        task = A2AugTask(copy.deepcopy(model), nn.CrossEntropyLoss(), N, branch_sizes=[32] * N, sequential=sequential,
+                         verbose=False)
+        torch.manual_seed(1)
+        task(images, target)['loss'].backward()
+        grads.append({name: parameter.grad for name, parameter in task.named_parameters()})
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_one_branch_after_the_other_keeps_the_activations_of_one():
+    held, alive = [], []
+
+    class Counting(nn.Module):
+        def forward(self, x):
+            out = x * 1.5
+            alive.append(sum(reference() is not None for reference in held))
+            held.append(weakref.ref(out))
+            return out
+
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), Counting(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 3))
+    task = A2AugTask(convert_multi_branch_bn(model, N), nn.CrossEntropyLoss(), N, sequential=True, verbose=False)
+    task(*batch())['loss'].backward()
+    assert alive == [0] * 2 * N  # each branch found those of the others gone, forward and backward
 
 
 def test_networks_that_share_nothing_have_heads_layers_and_undecayed_parameters_each():

@@ -33,6 +33,8 @@ def add_a2aug(parser: argparse.ArgumentParser) -> None:
         help='N separate networks, trained jointly by the ensemble (ablation, Table 5)')
     add('--a2aug-branch-sizes', nargs='+', type=int, default=None, metavar='S',
         help='image size of each branch, with policies or with none for each (Table 9)')
+    add('--a2aug-sequential', action='store_true',
+        help='keep the activations of one branch at a time: the memory of plain training, a second forward pass')
     add('--a2aug-independent-crops', action='store_true', help='a crop and flip of its own for each view')
 
 

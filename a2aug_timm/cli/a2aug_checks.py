@@ -13,7 +13,7 @@ _EXCLUSIVE = {
     ('a2aug_ensemble_weight', 'a2aug_ensemble'): 'an average ensemble has nothing to learn',
     ('a2aug_logit_scale', 'a2aug_no_logit_norm'): 'logits that are not normalised have no scale',
     ('a2aug_branch_sizes', 'train_img_sizes'): 'each branch has one size',
-    ('a2aug_branch_sizes', 'grad_checkpointing'): 'backward could not tell whose activations to compute again',
+    ('a2aug_sequential', 'a2aug_shared_bn'): 'shared batch norm takes its statistics over all views together',
 }
 
 
@@ -36,6 +36,9 @@ def check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
     for pair, reason in _EXCLUSIVE.items():
         if changed.issuperset(pair):
             raise ValueError(f'{flag(pair[0])} and {flag(pair[1])} do not go together: {reason}')
+    if args.a2aug_branch_sizes and args.grad_checkpointing and not args.a2aug_sequential:
+        raise ValueError('--a2aug-branch-sizes and --grad-checkpointing need --a2aug-sequential too, or backward could '
+                         'not tell whose activations to compute again')
     _take_branch_sizes(args)
     args.a2aug_policies = _resolve_policies(args, changed)
 

@@ -33,7 +33,7 @@ NOTES = {
     'pretrained_path': 'starts all branches',
     'resume': 'model, classes, branches and policies are the checkpoint\'s',
     'num_classes': 'fixed by a resumed checkpoint',
-    'grad_checkpointing': 'batch norm statistics move once a step',
+    'grad_checkpointing': 'batch norm statistics move once a step; --a2aug-sequential saves more, and both go together',
     'torchcompile': 'network and loss in one graph; evaluation compiles once a branch',
     'model_dtype': 'μ and the loss stay in float32',
     'amp': 'the loss stays in float32',

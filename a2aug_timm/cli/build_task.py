@@ -87,7 +87,8 @@ def _a2aug_task(
         ensemble=args.a2aug_ensemble, ensemble_weight=args.a2aug_ensemble_weight, kl_weight=args.a2aug_kl_weight,
         logit_norm=not args.a2aug_no_logit_norm, logit_scale=args.a2aug_logit_scale,
         reduction=args.a2aug_loss_reduction)
-    common = dict(loss_kwargs=loss_kwargs, branch_sizes=args.a2aug_branch_sizes, **common)
+    common = dict(loss_kwargs=loss_kwargs, branch_sizes=args.a2aug_branch_sizes, sequential=args.a2aug_sequential,
+                  **common)
     if teacher is None:
         return A2AugTask(model, criterion, args.a2aug_branches, **common)
     return A2AugDistillationTask(

@@ -11,10 +11,10 @@ from timm import utils
 from torch import distributed as dist
 from torch import nn
 
-from ..branches import branch_logits, resize
 from ..checkpoint import read_checkpoint, state_dict_of, training_state
 from ..engine import OptimizerStep, Update, evaluate
 from ..export import build_model, load_line
+from ..logits import branch_logits, resize
 from ..random_state import RememberingCollate, gather_rng_states
 from ..run_folder import RunFolder
 from ..summary import summary_row

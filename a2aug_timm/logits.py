@@ -1,0 +1,86 @@
+"""Logits of N branches: of N views of each image for training, of the same images for evaluation."""
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.utils.checkpoint import checkpoint
+
+from .branches import num_branches_of, select_branch
+from .multi_branch import is_backward
+
+
+def joint_logits(
+        model: nn.Module,
+        images: torch.Tensor,
+        num_branches: int,
+        sizes: Sequence[int] | None = None,
+        sequential: bool = False,
+) -> torch.Tensor:
+    """Logits of all views, for training.
+
+    Args:
+        model: A model with branches, or a plain one that all views go through.
+        num_branches: ``N``.
+        sizes: Resolution of each branch, whose views are then resized and run branch by branch.
+        sequential: Keep the activations of one branch at a time, computed again when backward comes to it. Running
+            statistics move once, and dropout draws again what it drew.
+
+    Shape:
+        View-major ``[N*B, C, H, W]`` -> ``[N*B, K]``.
+    """
+    if sizes is None and not sequential:
+        return model(images)
+    run = partial(checkpoint, _logits_of_view, use_reentrant=False) if sequential else _logits_of_view
+    return torch.cat([
+        run(model, view, branch, size) for branch, (view, size) in enumerate(zip(
+            images.chunk(num_branches), sizes or [None] * num_branches, strict=True))])
+
+
+def _logits_of_view(model: nn.Module, view: torch.Tensor, branch: int, size: int | None) -> torch.Tensor:
+    if num_branches_of(model) == 1:
+        return model(resize(view, size))
+    selected = select_branch(model, branch)
+    if is_backward():
+        # Backward asks again, and goes through one branch after another. This one stays until the end, since gradient
+        # checkpointing inside of the model will ask for parts of it once more.
+        torch.autograd.Variable._execution_engine.queue_callback(partial(select_branch, model, None))
+        return model(resize(view, size))
+    with selected:
+        return model(resize(view, size))
+
+
+def branch_logits(model: nn.Module, images: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
+    """Logits of every branch for the same images, each branch with its own norms; for eval.
+
+    Args:
+        sizes: Resolution of each branch; a plain model takes the images as they are.
+
+    Shape:
+        ``[B, C, H, W]`` -> ``[N, B, K]``; a plain model is one branch.
+    """
+    num_branches = num_branches_of(model)
+    if num_branches == 1:
+        return _main_logits(model(images)).unsqueeze(0)
+    if isinstance(model, OptimizedModule):
+        torch._dynamo.maybe_mark_dynamic(images, 0)  # a last batch of another size is no reason to compile again
+    logits = []
+    for branch, size in enumerate(sizes or [None] * num_branches):
+        with select_branch(model, branch):
+            logits.append(_main_logits(model(resize(images, size))))
+    return torch.stack(logits)
+
+
+def _main_logits(output: torch.Tensor | tuple | list) -> torch.Tensor:
+    # Models with several heads answer with a tuple, their main logits first.
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def resize(images: torch.Tensor, size: int | None) -> torch.Tensor:
+    """Images at the resolution of a branch, ``[B, C, H, W]`` -> ``[B, C, size, size]``; None leaves them."""
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    dtype = torch.promote_types(images.dtype, torch.float32)  # no kernel filters half precision on the CPU
+    return F.interpolate(images.to(dtype), (size, size), mode='bilinear', antialias=True).to(images.dtype)
