@@ -74,19 +74,27 @@ class SkippingDataset(Dataset):
     def _decode(self, index: int) -> tuple[Image.Image, Any]:
         if not isinstance(self.dataset, ImageDataset):
             image, target = self.dataset[index]
-            return image.convert(self.image_mode or image.mode), target
+            return _converted(image, self.image_mode), target
         # ImageDataset skips broken images itself but names only their index, so its reader is asked directly.
         file, target = self.dataset.reader[index][:2]
         with file:
             image = Image.open(file)
-            mode = self.image_mode or self.dataset.input_img_mode or image.mode
-            return image.convert(mode), -1 if target is None else target
+            image = _converted(image, self.image_mode or self.dataset.input_img_mode)
+            return image, -1 if target is None else target
 
     def _path(self, index: int) -> str:
         if isinstance(self.dataset, ImageDataset):
             return self.dataset.filename(index, absolute=True)
         samples = getattr(self.dataset, 'samples', None)
         return samples[index][0] if samples else f'image {index}'
+
+
+def _converted(image: Image.Image, mode: str | None) -> Image.Image:
+    """The decoded image in a mode; ``convert`` would copy one that has it already."""
+    if mode in (None, image.mode):
+        image.load()
+        return image
+    return image.convert(mode)
 
 
 class SeededImage(NamedTuple):

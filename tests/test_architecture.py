@@ -6,7 +6,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / 'a2aug_timm'
 MAY_IMPORT = {
-    'policies': set(),
+    'policies': {'opencv_ops'},
+    'opencv_ops': set(),
     'joint_batch_norm': set(),
     'multi_branch': {'joint_batch_norm'},
     'branches': {'multi_branch'},

@@ -59,6 +59,7 @@ class Shifts(MultiPolicyRandAugment):
     """View i is the image plus 100 * i, to tell the views apart."""
 
     def __init__(self):
+        super().__init__(['none'])
         self.transforms = [lambda image, i=i: Image.fromarray(np.asarray(image) + np.uint8(100 * i)) for i in range(2)]
 
 

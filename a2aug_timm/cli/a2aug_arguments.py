@@ -3,7 +3,7 @@ import argparse
 import math
 
 from ..loss import ENSEMBLES, LOGIT_SCALES, REDUCTIONS
-from ..policies import MAGNITUDES, NUM_LAYERS, SPACES
+from ..policies import MAGNITUDES, NUM_LAYERS, OP_BACKENDS, SPACES
 
 
 def add_a2aug(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,8 @@ def add_a2aug(parser: argparse.ArgumentParser) -> None:
         help='search space: ops applied one after the other')
     add('--a2aug-magnitudes', nargs='+', type=int, default=list(MAGNITUDES), metavar='M',
         help='search space: magnitudes on the published scale, 0 to 30')
+    add('--a2aug-op-backend', default='pillow', choices=OP_BACKENDS,
+        help="whose ops: Pillow's, which are timm's to the bit, or OpenCV's, faster and close to them")
     add('--a2aug-ensemble', default='adaptive', choices=ENSEMBLES, help='learn the weights μ, or 1/N')
     add('--a2aug-ensemble-weight', type=float, default=1., metavar='W', help="weight of the ensemble's cross-entropy")
     add('--a2aug-kl-weight', type=float, default=1., metavar='W', help='weight of the distillation')

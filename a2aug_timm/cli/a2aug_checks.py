@@ -1,5 +1,6 @@
 """What the flags of A²-Aug must satisfy before any work: contradictions, what branches cannot have, policies."""
 import argparse
+import importlib.util
 
 from ..policies import SPACES, check_policies, sample_policies
 from .branch_flags import REFUSED
@@ -39,6 +40,8 @@ def check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
     if args.a2aug_branch_sizes and args.grad_checkpointing and not args.a2aug_sequential:
         raise ValueError('--a2aug-branch-sizes and --grad-checkpointing need --a2aug-sequential too, or backward could '
                          'not tell whose activations to compute again')
+    if args.a2aug_op_backend == 'opencv' and importlib.util.find_spec('cv2') is None:
+        raise ValueError('--a2aug-op-backend opencv needs OpenCV: pip install -e ".[opencv]"')
     _take_branch_sizes(args)
     args.a2aug_policies = _resolve_policies(args, changed)
 

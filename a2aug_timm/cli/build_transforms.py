@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose, RandomCrop, Resize
@@ -84,8 +85,20 @@ def _with_policies(
         base, after_policy, to_tensor = stages
         return Compose([base, create_policy(args.aa, **kwargs), after_policy, to_tensor])
     policies = MultiPolicyRandAugment(
-        args.a2aug_policies, allow_equal=args.a2aug_branch_sizes is not None, **kwargs)
+        args.a2aug_policies, allow_equal=args.a2aug_branch_sizes is not None, op_backend=args.a2aug_op_backend,
+        **kwargs)
+    if args.a2aug_op_backend == 'opencv':
+        stages = _from_arrays(stages, is_uint8=not args.no_prefetcher)
     return ViewTransform(stages, policies, args.a2aug_independent_crops)
+
+
+def _from_arrays(stages: Sequence[Callable], is_uint8: bool) -> Sequence[Callable]:
+    """timm's three stages where policies give arrays, which need not become images where nothing wants one."""
+    from ..opencv_ops import array_to_tensor  # OpenCV is an extra
+    base, after_policy, to_tensor = stages
+    if is_uint8 and not after_policy.transforms and len(to_tensor.transforms) == 1:
+        return base, after_policy, Compose([array_to_tensor])
+    return base, Compose([Image.fromarray, *after_policy.transforms]), to_tensor
 
 
 def _extend_prefetcher(args: argparse.Namespace, loader: Any) -> None:

@@ -1,0 +1,140 @@
+"""OpenCV's ops against Pillow's: the same pixels, or as near to them as the module says."""
+import pickle
+import random
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data import auto_augment
+
+import train
+from a2aug_timm import MultiPolicyRandAugment, opencv_ops
+from a2aug_timm.opencv_ops import OpenCVPolicy, array_to_tensor
+from a2aug_timm.policies import create_policy
+
+FILL = (124, 116, 104)
+BILINEAR, BICUBIC, NEAREST = Image.BILINEAR, Image.BICUBIC, Image.NEAREST
+PHOTOS = [Image.fromarray(pixels).resize((224, 224), BICUBIC) for pixels in load_sample_images().images]
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (57, 64, 3), dtype=np.uint8))
+GRAY = PHOTOS[0].convert('L').resize((28, 28))
+FLAT = Image.new('RGB', (9, 8), (7, 200, 7))
+
+
+def seed_all(seed):
+    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+        set_seed(seed)
+
+
+def difference(name, image, *args, resample=BILINEAR):
+    """Levels by which an op differs from Pillow's, pixel by pixel, and where both have left the image."""
+    fill = FILL if image.mode == 'RGB' else FILL[:1]
+    kwargs = dict(resample=resample, fillcolor=fill)
+    expected = np.asarray(getattr(auto_augment, name)(image, *args, **kwargs)).astype(int)
+    result = getattr(opencv_ops, name)(np.asarray(image), *args, **kwargs)
+    assert result.dtype == np.uint8 and result.shape == expected.shape
+    return np.abs(result - expected), (expected == np.array(fill if image.mode == 'RGB' else fill[0])) & (
+        result == expected)
+
+
+@pytest.mark.parametrize('image', [*PHOTOS, NOISE, GRAY, FLAT], ids=['china', 'flower', 'noise', 'gray', 'flat'])
+@pytest.mark.parametrize('name, args', [
+    ('auto_contrast', ()), ('equalize', ()), ('invert', ()), ('solarize', (0,)), ('solarize', (256,)),
+    ('solarize', (230.4,)), ('solarize_add', (50,)), ('posterize', (1,)), ('posterize', (4,)), ('posterize', (8,)),
+    ('brightness', (0.1,)), ('brightness', (2.8,)), ('contrast', (0.1,)), ('contrast', (1.9,)), ('contrast', (5.5,))])
+def test_lookup_tables_are_pillows_to_the_pixel_up_to_a_rounded_mean(image, name, args):
+    worst = difference(name, image, *args)[0].max()
+    assert worst <= (np.ceil(abs(1 - args[0])) if name == 'contrast' else 0)
+
+
+@pytest.mark.parametrize('image', [*PHOTOS, NOISE, GRAY, FLAT], ids=['china', 'flower', 'noise', 'gray', 'flat'])
+@pytest.mark.parametrize('name, factor', [
+    ('color', 0.1), ('color', 1.9), ('desaturate', 0.3), ('sharpness', 0.1), ('sharpness', 1.), ('sharpness', 1.9)])
+def test_color_and_sharpness_are_within_2_levels(image, name, factor):
+    assert difference(name, image, factor)[0].max() <= 2
+
+
+@pytest.mark.parametrize('image', [*PHOTOS, NOISE, GRAY], ids=['china', 'flower', 'noise', 'gray'])
+@pytest.mark.parametrize('name', ['translate_x_abs', 'translate_y_abs'])
+@pytest.mark.parametrize('pixels', [0., 3., -7.25, 12.5, 20.75, -27.4, 500., -500.])
+def test_translations_are_within_1_level_to_the_border(image, name, pixels):
+    assert difference(name, image, pixels)[0].max() <= 1
+    assert difference(name.replace('abs', 'rel'), image, pixels / max(image.size))[0].max() <= 1
+
+
+@pytest.mark.parametrize('image', PHOTOS, ids=['china', 'flower'])
+@pytest.mark.parametrize('resample, mean', [(BILINEAR, 0.7), (BICUBIC, 1.3)])
+@pytest.mark.parametrize('name, value', [
+    ('rotate', 27.), ('rotate', -9.), ('shear_x', 0.27), ('shear_x', -0.1), ('shear_y', 0.27), ('shear_y', -0.2),
+    ('translate_x_rel', 0.1234), ('translate_y_rel', -0.3)])
+def test_geometric_ops_are_near_on_photographs(image, resample, mean, name, value):
+    levels, outside = difference(name, image, value, resample=resample)
+    assert levels.mean() < mean
+    # More than 8 levels apart are no more pixels than lie along the line between image and fill.
+    assert (levels > 8).any(-1).sum() < 3 * 224
+    assert 0.01 < outside.mean() < 0.5
+
+
+def test_nearest_neighbours_are_pillows():
+    for name, value in (('shear_x', 0.27), ('translate_x_rel', 0.1234), ('translate_y_rel', 0.21)):
+        assert difference(name, PHOTOS[0], value, resample=NEAREST)[0].max() == 0
+
+
+@pytest.mark.parametrize('policy', [
+    'rand-m9-n2-p1.0-mmax30-tpublished', 'rand-m9-n3-mstd0.5', 'rand-m7-inc1', 'rand-m7-t3a', 'original', 'v0-mstd0.5'])
+def test_a_policy_draws_what_pillows_draws(policy):
+    slow, fast = (create_policy(policy, 224, interpolation='bilinear', op_backend=backend)
+                  for backend in ('pillow', 'opencv'))
+    fast = pickle.loads(pickle.dumps(fast))  # as workers that are spawned get it
+    means = []
+    for seed in range(60):
+        pictures = []
+        for transform in (slow, fast):
+            seed_all(seed)
+            pictures.append(np.asarray(transform(PHOTOS[seed % 2])).astype(int))
+        means.append(np.abs(pictures[0] - pictures[1]).mean())
+    assert np.median(means) < 0.7 and max(means) < 12  # an equalized or posterized level may jump
+    assert isinstance(fast, OpenCVPolicy) and 'AugmentOp' in repr(fast) or 'AutoAugment' in repr(fast)
+
+
+@pytest.mark.parametrize('policy', ['none', '3a', 'augmix-m3', 'autoaugment_cifar10'])
+def test_what_opencv_has_no_equal_for_stays_pillows(policy):
+    transform = create_policy(policy, 28, mean=(0.5,), interpolation='bilinear', op_backend='opencv')
+    seed_all(0)
+    fast = transform(GRAY)
+    seed_all(0)
+    slow = create_policy(policy, 28, mean=(0.5,), interpolation='bilinear')(GRAY)
+    assert isinstance(fast, np.ndarray)
+    assert np.abs(fast.astype(int) - np.asarray(slow)).max() <= (0 if policy != '3a' else 128)
+
+
+def test_views_of_an_image_share_nothing_that_one_could_write_to():
+    transform = MultiPolicyRandAugment(['none', 'rand-m9-n2-tpublished'], op_backend='opencv')
+    before = np.array(PHOTOS[0])
+    for _ in range(20):
+        views = transform(PHOTOS[0])
+    assert np.array_equal(views[0], before) and np.array_equal(np.asarray(PHOTOS[0]), before)
+    assert torch.equal(array_to_tensor(views[0]), torch.from_numpy(before).permute(2, 0, 1))
+    assert cv2.getNumThreads() == 1
+
+
+@pytest.mark.parametrize('flags', [[], ['--no-prefetcher'], ['--grayscale-prob', '0.5', '--a2aug-independent-crops'],
+                                   ['--train-img-sizes', '32', '24', '-j', '1']], ids=lambda flags: ' '.join(flags[:1]))
+def test_a_run_with_opencv_is_near_one_with_pillow(tmp_path, image_folder, flags):
+    losses = {}
+    for backend in ('pillow', 'opencv'):
+        argv = ['--data-dir', str(image_folder), '--model', 'test_resnet', '--num-classes', '2', '--img-size', '32',
+                '-b', '8', '-j', '0', '--device', 'cpu', '--epochs', '1', '--lr', '0.001', '--a2aug-branches', '2',
+                '--output', str(tmp_path), '--experiment', backend, '--train-interpolation', 'bilinear']
+        train.main([*argv, *flags, '--a2aug-op-backend', backend])
+        losses[backend] = float((tmp_path / backend / 'summary.csv').read_text().splitlines()[1].split(',')[1])
+    assert losses['opencv'] == pytest.approx(losses['pillow'], rel=0.02) and losses['opencv'] != losses['pillow']
+
+
+def test_without_opencv_the_flag_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(SystemExit):
+        train.main(['--dataset', 'sklearn/digits', '--a2aug-branches', '2', '--a2aug-op-backend', 'opencv'])
+    assert 'pip install -e ".[opencv]"' in capsys.readouterr().err
