@@ -40,6 +40,8 @@ def is_joint(x: torch.Tensor, norms: Sequence[nn.Module]) -> bool:
 
 def _advance(norm: _BatchNorm) -> float:
     """Count a batch; the share of its statistics in the running ones."""
+    if norm.num_batches_tracked is None:
+        return norm.momentum
     norm.num_batches_tracked.add_(1)
     return 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
 

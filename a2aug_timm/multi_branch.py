@@ -138,7 +138,7 @@ class MultiBranchBN(MultiBranchNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and is_backward():
-            with _frozen_statistics(self.branches):
+            with _frozen_statistics(self.branches if self.branch is None else [self.branches[self.branch]]):
                 return super().forward(x)
         return super().forward(x)
 
@@ -161,14 +161,11 @@ class MultiBranchBN(MultiBranchNorm):
 @contextmanager
 def _frozen_statistics(norms: Iterable[nn.Module]) -> Iterator[None]:
     """Let batch norms compute as in training without moving their running statistics."""
-    momenta = [norm.momentum for norm in norms]
-    counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, *_ in before:
+        norm.momentum, norm.num_batches_tracked = 0., None
     try:
         yield
     finally:
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
-            norm.momentum = momentum
-            if count is not None:
-                norm.num_batches_tracked.copy_(count)
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count
