@@ -37,7 +37,7 @@ from a2aug_timm.cli.config import StrictParser
 from a2aug_timm.cli.console import RunProgress
 from a2aug_timm.cli.resume_checks import NOT_OF_THE_RUN, adopt_run
 from a2aug_timm.cli.run import Run
-from a2aug_timm.cli.tracking import start_wandb
+from a2aug_timm.cli.tracking import command_and_versions, start_wandb
 from a2aug_timm.cli.train_checks import check_train
 from a2aug_timm.datasets import names_of_classes
 from a2aug_timm.engine import Hooks, OptimizerStep, train_one_epoch
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         if utils.is_primary(args):
             run_args.update(lr=args.lr, lr_base_scale=args.lr_base_scale, num_classes=model.num_classes,
                             in_chans=data_config['input_size'][0])
-            folder.begin(run_args, checkpoint, args.resume, start_epoch)
+            folder.begin(run_args, checkpoint, args.resume, start_epoch, origin=command_and_versions())
 
     step = OptimizerStep(
         task, optimizer, autocast=autocast, loss_scale=build_loss_scale(args, loader, device),

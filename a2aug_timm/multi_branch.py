@@ -8,8 +8,6 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .joint_batch_norm import is_joint, joint_batch_norm
-
 
 def is_backward() -> bool:
     """Whether backward runs, and asks again for activations that gradient checkpointing has not kept."""
@@ -143,18 +141,12 @@ class MultiBranchBN(MultiBranchNorm):
         return super().forward(x)
 
     def _joint(self, x: torch.Tensor) -> torch.Tensor:
-        first = self.branches[0]
         if not self.shares_activation:
-            if isinstance(first, BatchNormAct2d) or not is_joint(x, self.branches):
-                return super()._joint(x)
-            return joint_batch_norm(x, self.branches)
+            return super()._joint(x)
         # Activating the whole batch at once keeps one copy of it for backward instead of two.
-        if is_joint(x, self.branches):
-            x = joint_batch_norm(x, self.branches)
-        else:
-            kind = nn.SyncBatchNorm if isinstance(first, nn.SyncBatchNorm) else nn.BatchNorm2d
-            views = x.chunk(len(self.branches))
-            x = torch.cat([kind.forward(norm, view) for norm, view in zip(self.branches, views, strict=True)])
+        first, views = self.branches[0], x.chunk(len(self.branches))
+        kind = nn.SyncBatchNorm if isinstance(first, nn.SyncBatchNorm) else nn.BatchNorm2d
+        x = torch.cat([kind.forward(norm, view) for norm, view in zip(self.branches, views, strict=True)])
         return first.act(first.drop(x))
 
 

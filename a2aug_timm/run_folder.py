@@ -1,6 +1,7 @@
 """A run's folder: args.yaml, summary.csv, checkpoints, export/ with the best branch, and result.json in the end."""
 import json
 import shutil
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ class RunFolder:
             checkpoint: dict[str, Any] | None = None,
             source: str | Path = '',
             start_epoch: int = 0,
+            origin: Sequence[str] = (),
     ) -> None:
         """Create the folder, or clear it of unfinished files, and write ``args.yaml``, which ``-c`` reads again.
 
@@ -87,6 +89,7 @@ class RunFolder:
             checkpoint: What is resumed: its history before ``start_epoch``, its best metric and its kept files.
             source: Path of the checkpoint. If it is in another folder, its best checkpoints come along.
             start_epoch: First epoch that is trained.
+            origin: Command and versions, which become a comment at the head of ``args.yaml``.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if checkpoint is not None:
@@ -94,7 +97,8 @@ class RunFolder:
         for folder in (self.path, self.export_path):
             remove_unfinished(folder)
         with atomic_write(self.path / 'args.yaml') as path:
-            path.write_text(yaml.safe_dump(args, sort_keys=False, allow_unicode=True), encoding='utf-8')
+            head = ''.join(f'# {line}\n' for line in origin)
+            path.write_text(head + yaml.safe_dump(args, sort_keys=False, allow_unicode=True), encoding='utf-8')
 
     def save(
             self,

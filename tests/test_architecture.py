@@ -8,8 +8,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / 'a2aug_timm'
 MAY_IMPORT = {
     'policies': {'opencv_ops'},
     'opencv_ops': set(),
-    'joint_batch_norm': set(),
-    'multi_branch': {'joint_batch_norm'},
+    'multi_branch': set(),
     'branches': {'multi_branch'},
     'logits': {'branches', 'multi_branch'},
     'loss': set(),
@@ -29,6 +28,7 @@ MAY_IMPORT = {
     'summary': {'checkpoint'},
     'export': {'branches', 'checkpoint'},
     'pretrained_file': {'export'},
+    'report': set(),
     'run_folder': {'checkpoint', 'export', 'summary'},
     '__init__': {'branches', 'export', 'loss', 'models', 'multi_branch', 'policies', 'pretrained_file', 'task'},
 }

@@ -1,14 +1,26 @@
-"""What a run sends or draws beside its folder's files: wandb, and pictures of batches."""
+"""What a run tells beside its checkpoints: command and versions, wandb, pictures of batches."""
 import argparse
 import math
+import platform
+import shlex
+import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+import torchvision
 from torchvision.utils import save_image
 
 from ..checkpoint import atomic_write
+
+
+def command_and_versions() -> list[str]:
+    """What this process was started with, and the libraries that it runs on."""
+    versions = f'torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}'
+    return [shlex.join(sys.argv), f'{datetime.now():%Y-%m-%d %H:%M}, Python {platform.python_version()}, {versions}']
 
 
 def start_wandb(args: argparse.Namespace, run_args: dict[str, Any], name: str) -> Callable[[dict[str, Any]], None]:

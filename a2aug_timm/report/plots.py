@@ -1,0 +1,91 @@
+"""Figures of a run: metrics, losses and μ over the epochs."""
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import RunRecord
+
+# Okabe and Ito's colors, which remain apart for color-blind readers; black is the ensemble.
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#F0E442', '#999999')
+_ENSEMBLE = '#000000'
+
+
+def draw_curves(run: RunRecord) -> Figure:
+    """Top-1 and loss of every branch and the ensemble on the images that were chosen on, and the training loss."""
+    figure = Figure(figsize=(11, 3.6), layout='constrained')
+    accuracy, loss, training = figure.subplots(1, 3)
+    for axes, metric, title in ((accuracy, 'top1', 'top-1, %'), (loss, 'loss', 'cross-entropy')):
+        for branch, policy in enumerate(run.policies):
+            _draw(axes, run, run.series(branch, metric), _short(policy, branch), COLORS[branch % len(COLORS)])
+        if run.num_branches > 1:
+            _draw(axes, run, run.series('ensemble', metric), 'ensemble', _ENSEMBLE, '--')
+        axes.set_title(title, loc='left')
+    if run.series(run.chosen_branch, 'top1'):
+        accuracy.plot(run.columns['epoch'][run.chosen_epoch] + 1,
+                      run.series(run.chosen_branch, 'top1')[run.chosen_epoch], 'o', mfc='none', mec=_ENSEMBLE, ms=9)
+    _draw(training, run, run.columns['train_loss'], 'whole', _ENSEMBLE)
+    for branch in range(run.num_branches if run.num_branches > 1 else 0):
+        color = COLORS[branch % len(COLORS)]
+        _draw(training, run, run.columns.get(f'train_ce_{branch}', []), f'CE {branch}', color)
+        _draw(training, run, run.columns.get(f'train_kl_{branch}', []), f'KL {branch}', color, ':')
+    training.set_title('training loss', loc='left')
+    for axes in (accuracy, loss, training):
+        _finish(axes)
+    return figure
+
+
+def draw_mu(run: RunRecord) -> Figure:
+    """Weights of the branches in the ensemble; they sum to 1."""
+    figure = Figure(figsize=(5.5, 3.2), layout='constrained')
+    axes = figure.subplots()
+    for branch, policy in enumerate(run.policies):
+        _draw(axes, run, run.columns[f'mu_{branch}'], _short(policy, branch), COLORS[branch % len(COLORS)])
+    axes.axhline(1 / run.num_branches, color='#bbbbbb', linewidth=1, zorder=0)
+    axes.set_title('μ, weight in the ensemble', loc='left')
+    _finish(axes)
+    return figure
+
+
+def draw_views(views: Sequence[Sequence], labels: Iterable[str]) -> Figure:
+    """A row a policy, a column an image; the first row is what the policies were given."""
+    figure = Figure(figsize=(1.3 * len(views[0]) + 2.2, 1.3 * len(views)), layout='constrained')
+    grid = figure.subplots(len(views), len(views[0]), squeeze=False)
+    for axes_of_row, images, label in zip(grid, views, labels, strict=True):
+        for axes, image in zip(axes_of_row, images, strict=True):
+            axes.imshow(image, cmap='gray', vmin=0, vmax=255)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        axes_of_row[0].set_ylabel(label, rotation=0, ha='right', va='center', fontsize=8)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> str:
+    """Write ``path`` as PNG and SVG; the SVG's text, for a page."""
+    figure.savefig(path.with_suffix('.png'), dpi=150)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format='svg', metadata={'Date': None})
+    path.with_suffix('.svg').write_text(buffer.getvalue(), encoding='utf-8')
+    return buffer.getvalue()
+
+
+def _draw(axes: Axes, run: RunRecord, values: list[float | None], label: str, color: str, style: str = '-') -> None:
+    epochs = run.columns['epoch']
+    points = [(epoch + 1, value) for epoch, value in zip(epochs, values, strict=False) if value is not None]
+    if points:
+        marker = '.' if len(points) < 3 else None
+        axes.plot(*zip(*points, strict=True), style, color=color, label=label, linewidth=1.6, marker=marker)
+
+
+def _finish(axes: Axes) -> None:
+    axes.set_xlabel('epoch')
+    axes.grid(color='#e5e5e5', linewidth=0.8)
+    axes.spines[['top', 'right']].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _short(policy: str, branch: int) -> str:
+    return f'{branch}: ' + policy.replace('-p1.0-mmax30-tpublished', '')
