@@ -21,6 +21,7 @@ from timm.data import resolve_input_data_config
 from timm.task import TrainingTask
 from torch import distributed as dist
 
+from a2aug_timm.branches import networks_of
 from a2aug_timm.checkpoint import load_training_state, read_checkpoint
 from a2aug_timm.cli.arguments import train_parser
 from a2aug_timm.cli.build_data import build_datasets, build_loaders, build_mixup
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
             RuntimeError, TypeError, KeyError, AssertionError, IndexError, AttributeError, OSError, ImportError):
         device = init_device(args)
         model = build_model(args, checkpoint, device)
-        data_config = resolve_input_data_config(model, vars(args), verbose=utils.is_primary(args))
+        data_config = resolve_input_data_config(networks_of(model)[0], vars(args), verbose=utils.is_primary(args))
         datasets = build_datasets(args, data_config, model.num_classes)
         collate, mix = build_mixup(args, data_config, model.num_classes)
         loader, eval_loader, test_loader = build_loaders(args, data_config, model, device, datasets, collate)

@@ -53,8 +53,12 @@ class DigitsDataset(Dataset):
         return image if self.transform is None else self.transform(image), self.targets[index]
 
 
-def check_dataset(name: str, root: str | None) -> None:
-    """Raise ``ValueError`` if a data set obviously cannot be read, before anything else is done."""
+def check_dataset(name: str, root: str | None, download: bool = False) -> None:
+    """Raise ``ValueError`` if a data set obviously cannot be read, before anything else is done.
+
+    Args:
+        download: torchvision's data sets make their folder when they are downloaded.
+    """
     kind = name.lower().partition('/')[0] if '/' in name else ''
     if name == 'sklearn/digits' or (not root and kind in ('hfds', 'hfids', 'tfds')):  # these have a cache of their own
         return
@@ -62,7 +66,7 @@ def check_dataset(name: str, root: str | None) -> None:
         return
     if not root:
         raise ValueError('no data: give --data-dir FOLDER, and --dataset for anything but a folder of class folders')
-    if not os.path.exists(root):
+    if not os.path.exists(root) and not (download and kind == 'torch'):
         raise ValueError(f"there is no data folder '{root}'")
 
 
@@ -87,7 +91,7 @@ def create_dataset(
     Raises:
         ValueError: The data is not there, has no such split, or has other classes.
     """
-    check_dataset(name, root)
+    check_dataset(name, root, kwargs.get('download', False))
     torchvision_name = name.lower().removeprefix('torch/')
     if name == 'sklearn/digits':
         dataset = DigitsDataset(split)

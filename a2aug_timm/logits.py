@@ -25,8 +25,8 @@ def joint_logits(
         model: A model with branches, or a plain one that all views go through.
         num_branches: ``N``.
         sizes: Resolution of each branch, whose views are then resized and run branch by branch.
-        sequential: Keep the activations of one branch at a time, computed again when backward comes to it. Running
-            statistics move once, and dropout draws again what it drew.
+        sequential: Keep the activations of one branch at a time, computed again when backward comes to it. Statistics
+            of batch norms move once, and dropout draws again what it drew.
 
     Shape:
         View-major ``[N*B, C, H, W]`` -> ``[N*B, K]``.

@@ -154,8 +154,10 @@ class MultiBranchBN(MultiBranchNorm):
 def _frozen_statistics(norms: Iterable[nn.Module]) -> Iterator[None]:
     """Let batch norms compute as in training without moving their running statistics."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, *_ in before:
-        norm.momentum, norm.num_batches_tracked = 0., None
+    for norm, _, count in before:
+        # SyncBatchNorm wants to count, so it counts where nobody looks.
+        norm.num_batches_tracked = count.clone() if isinstance(norm, nn.SyncBatchNorm) else None
+        norm.momentum = 0.
     try:
         yield
     finally:

@@ -79,7 +79,8 @@ def _affine(img: np.ndarray, matrix: tuple[float, ...], resample: Any, fillcolor
 
 def _shift(img: np.ndarray, pixels: float, axis: int, resample: Any, fillcolor: Any) -> np.ndarray:
     """Sample ``pixels`` further along an axis; between two pixels their weighted sum is all that is needed."""
-    if auto_augment._interpolation({'resample': resample}) != Image.BILINEAR:
+    resample = auto_augment._interpolation({'resample': resample})
+    if resample != Image.BILINEAR:
         return _affine(img, (1, 0, 0 if axis == 0 else pixels, 0, 1, pixels if axis == 0 else 0), resample, fillcolor)
     size, whole = img.shape[axis], math.floor(pixels)
     # The places whose sample lies in the image; its border pixels reach half a pixel beyond their centres.

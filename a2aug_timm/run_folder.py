@@ -92,6 +92,7 @@ class RunFolder:
             origin: Command and versions, which become a comment at the head of ``args.yaml``.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / 'result.json').unlink(missing_ok=True)  # of an earlier end, if the run now goes on
         if checkpoint is not None:
             self._resume(checkpoint, source, start_epoch)
         for folder in (self.path, self.export_path):

@@ -307,6 +307,16 @@ def test_synchronized_branches_extract_as_the_batch_norm_they_were():
     assert torch.equal(extracted(images), plain(images))
 
 
+@pytest.mark.parametrize('kind', [BatchNormAct2d, nn.BatchNorm2d])
+def test_synchronized_branches_can_be_computed_again(kind):  # which without a process group are plain batch norms
+    layer = convert_sync_batchnorm(MultiBranchBN(kind(6), 2))
+    assert isinstance(layer.branches[0], nn.SyncBatchNorm)
+    x = torch.randn(8, 6, 4, 4, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False).sum().backward()
+    assert all(branch.num_batches_tracked == 1 for branch in layer.branches)
+    assert not torch.equal(layer.branches[0].running_mean, torch.zeros(6))
+
+
 @pytest.mark.parametrize('use_reentrant', [False, True])
 def test_gradient_checkpointing_changes_no_gradient_and_moves_statistics_once(use_reentrant):
     plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, momentum=None), BatchNormAct2d(6))

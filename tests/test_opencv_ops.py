@@ -84,16 +84,19 @@ def test_nearest_neighbours_are_pillows():
 
 @pytest.mark.parametrize('policy', [
     'rand-m9-n2-p1.0-mmax30-tpublished', 'rand-m9-n3-mstd0.5', 'rand-m7-inc1', 'rand-m7-t3a', 'original', 'v0-mstd0.5'])
-def test_a_policy_draws_what_pillows_draws(policy):
-    slow, fast = (create_policy(policy, 224, interpolation='bilinear', op_backend=backend)
+@pytest.mark.parametrize('interpolation', ['bilinear', 'random'])
+def test_a_policy_draws_what_pillows_draws(policy, interpolation):
+    slow, fast = (create_policy(policy, 224, interpolation=interpolation, op_backend=backend)
                   for backend in ('pillow', 'opencv'))
     fast = pickle.loads(pickle.dumps(fast))  # as workers that are spawned get it
-    means = []
+    means, drawn = [], []
     for seed in range(60):
         pictures = []
         for transform in (slow, fast):
             seed_all(seed)
             pictures.append(np.asarray(transform(PHOTOS[seed % 2])).astype(int))
+            drawn.append(random.random())
+        assert drawn[-1] == drawn[-2]
         means.append(np.abs(pictures[0] - pictures[1]).mean())
     assert np.median(means) < 0.7 and max(means) < 12  # an equalized or posterized level may jump
     assert isinstance(fast, OpenCVPolicy) and 'OpenCVPolicy' in repr(fast)

@@ -79,6 +79,12 @@ def test_branches_of_different_sizes_are_judged_and_exported_at_them(run, tmp_pa
         validate.main([*source, '--img-size', '64'])
 
 
+def test_separate_networks_take_the_arguments_that_one_takes(run):
+    _, _, checkpoint, _ = run(*THREE, '--model', 'test_vit', '--img-size', '64', '--model-kwargs', 'img_size=64',
+                              '--a2aug-independent', '--input-size', '1', '64', '64')
+    assert checkpoint['a2aug']['own'] == 'network' and checkpoint['a2aug']['data_config']['input_size'] == (1, 64, 64)
+
+
 def test_plain_training_takes_the_policies_that_timm_lacks(run):
     for policy, kind in (('rand-m9-n2-tpublished', RandAugment), ('autoaugment_svhn', AutoAugment)):
         *_, built = run('--aa', policy, '--cutout', '4', '--train-crop-mode', 'pad', name=kind.__name__)

@@ -14,6 +14,7 @@ _EXCLUSIVE = {
     ('a2aug_ensemble_weight', 'a2aug_ensemble'): 'an average ensemble has nothing to learn',
     ('a2aug_logit_scale', 'a2aug_no_logit_norm'): 'logits that are not normalised have no scale',
     ('a2aug_branch_sizes', 'train_img_sizes'): 'each branch has one size',
+    ('a2aug_branch_sizes', 'a2aug_shared_bn'): 'shared batch norm takes its statistics over all views together',
     ('a2aug_sequential', 'a2aug_shared_bn'): 'shared batch norm takes its statistics over all views together',
 }
 
@@ -28,7 +29,7 @@ def refuse_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
             raise ValueError(f'{flag(name)} needs --a2aug-branches 2 or more')
 
 
-def check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
+def check_branch_flags(args: argparse.Namespace, changed: set[str], explicit: set[str]) -> None:
     """What two branches or more cannot have; fills in the policies. Raises ``ValueError``."""
     for name, instead in REFUSED.items():
         is_3_augment = name.startswith('color') and any('3a' in policy for policy in args.a2aug_policies or ())
@@ -37,13 +38,15 @@ def check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
     for pair, reason in _EXCLUSIVE.items():
         if changed.issuperset(pair):
             raise ValueError(f'{flag(pair[0])} and {flag(pair[1])} do not go together: {reason}')
+    if args.torchcompile == 'eager' and (args.a2aug_sequential or args.grad_checkpointing):
+        raise ValueError('--torchcompile eager cannot compute activations again; take aot_eager or inductor')
     if args.a2aug_branch_sizes and args.grad_checkpointing and not args.a2aug_sequential:
         raise ValueError('--a2aug-branch-sizes and --grad-checkpointing need --a2aug-sequential too, or backward could '
                          'not tell whose activations to compute again')
     if args.a2aug_op_backend == 'opencv' and importlib.util.find_spec('cv2') is None:
         raise ValueError('--a2aug-op-backend opencv needs OpenCV: pip install -e ".[opencv]"')
     _take_branch_sizes(args)
-    args.a2aug_policies = _resolve_policies(args, changed)
+    args.a2aug_policies = _resolve_policies(args, changed, explicit)
 
 
 def _take_branch_sizes(args: argparse.Namespace) -> None:
@@ -62,18 +65,18 @@ def _take_branch_sizes(args: argparse.Namespace) -> None:
         args.img_size = max(sizes)
 
 
-def _take_space(args: argparse.Namespace, changed: set[str]) -> None:
+def _take_space(args: argparse.Namespace, explicit: set[str]) -> None:
     """``--a2aug-space`` in the words of the two lists."""
     if args.a2aug_space is None:
         return
     for name, values in zip(('a2aug_num_layers', 'a2aug_magnitudes'), SPACES[args.a2aug_space], strict=True):
-        if name in changed and getattr(args, name) != list(values):
+        if name in explicit and getattr(args, name) != list(values):
             raise ValueError(f'{flag(name)} contradicts --a2aug-space {args.a2aug_space}; leave one of them out')
         setattr(args, name, list(values))
 
 
-def _resolve_policies(args: argparse.Namespace, changed: set[str]) -> list[str]:
-    _take_space(args, changed)
+def _resolve_policies(args: argparse.Namespace, changed: set[str], explicit: set[str]) -> list[str]:
+    _take_space(args, explicit)
     # The seed that sampled them stays with the policies, so that args.yaml can be given as a config file.
     seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
     policies = args.a2aug_policies

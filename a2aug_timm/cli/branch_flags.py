@@ -33,7 +33,8 @@ NOTES = {
     'pretrained_path': 'starts all branches',
     'resume': 'model, classes, branches and policies are the checkpoint\'s',
     'num_classes': 'fixed by a resumed checkpoint',
-    'grad_checkpointing': 'batch norm statistics move once a step; --a2aug-sequential saves more, and both go together',
+    'grad_checkpointing': 'batch norm statistics move once a step, but for --a2aug-independent and --a2aug-shared-bn, '
+                          "whose networks are timm's own; --a2aug-sequential saves more, and both go together",
     'torchcompile': 'network and loss in one graph; evaluation compiles once a branch',
     'model_dtype': 'μ and the loss stay in float32',
     'amp': 'the loss stays in float32',
@@ -62,7 +63,7 @@ NOTES = {
     'train_img_sizes': 'all views of a batch have one size',
     'save_images': 'N rows of views',
     'log_wandb': 'with a column set a branch',
-    'kd_model_name': 'its loss is added for every branch, on that branch\'s views',
+    'kd_model_name': 'its loss is added for every branch, on that branch\'s views at full size',
     'checkpoint_hist': 'each holds all branches',
     'tta': '0 or 1; more is refused, without branches too, since timm\'s loaders repeat no image',
     'holdout': 'branch and epoch are chosen on the images held out',

@@ -53,7 +53,7 @@ def check_common(args: argparse.Namespace, explicit: set[str]) -> None:
     args.data = None
     _check_values(args)
     check_model(args.model)
-    check_dataset(args.dataset, args.data_dir)
+    check_dataset(args.dataset, args.data_dir, args.dataset_download)
     try:
         torch.device(args.device)
     except RuntimeError as error:

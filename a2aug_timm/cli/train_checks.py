@@ -46,6 +46,7 @@ def check_train(args: argparse.Namespace, explicit: set[str], defaults: dict[str
     """All that train.py refuses before any work; fills in the policies. Raises ``ValueError``."""
     _import_device_modules(args)
     check_common(args, explicit)
+    args.aa = None if args.aa == 'none' else args.aa
     changed = {name for name, value in vars(args).items() if name in defaults and value != defaults[name]}
     _check_optimizer(args)
     for name in ('pretrained_path', 'initial_checkpoint'):
@@ -61,7 +62,7 @@ def check_train(args: argparse.Namespace, explicit: set[str], defaults: dict[str
             if name in changed:
                 raise ValueError(f'--aa {args.aa} is not one of timm\'s policies, which {flag(name)} needs')
     if args.a2aug_branches > 1:
-        check_branch_flags(args, changed)
+        check_branch_flags(args, changed, explicit)
     else:
         refuse_branch_flags(args, changed)
     _check_together(args, changed)

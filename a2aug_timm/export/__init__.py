@@ -151,6 +151,8 @@ def load_branches(checkpoint: dict[str, Any], source: str, use_ema: bool | None 
     run = checkpoint.get('a2aug')
     if run is None:
         raise ValueError(f"'{source}' is not a checkpoint of a2aug_timm's train.py")
+    if not {'own', 'branch_sizes'} <= run.keys():
+        raise ValueError(f"'{source}' was written by another version of a2aug_timm")
     model = build_model(run['config'], run['num_branches'], run['own'])
     weights = state_dict_of(checkpoint, run['judged_ema'] if use_ema is None else use_ema)
     # Of timm's split batch norm the norms of the other splits serve training alone.
