@@ -13,8 +13,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from .multi_branch import MultiBranch, MultiBranchBN, MultiBranchNetwork, MultiBranchNorm
 
 # ResMLP has Affine where other networks have a norm.
-# What each branch may have of its own, beside its policy.
-OWN = ('nothing', 'bn', 'norms', 'network')
 _NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, Affine)
 # timm's norm layers that are none of torch's, by the modules that define them.
 _TIMM_NORMS = {f'timm.layers.{name}' for name in (

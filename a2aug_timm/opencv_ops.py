@@ -74,7 +74,7 @@ def _affine(img: np.ndarray, matrix: tuple[float, ...], resample: Any, fillcolor
     centred = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     flags = _INTERPOLATION[auto_augment._interpolation({'resample': resample})] | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(img, centred, img.shape[1::-1], flags=flags, borderMode=cv2.BORDER_CONSTANT,
-                          borderValue=fillcolor if isinstance(fillcolor, tuple) else (fillcolor,))
+                          borderValue=fillcolor)
 
 
 def _shift(img: np.ndarray, pixels: float, axis: int, resample: Any, fillcolor: Any) -> np.ndarray:
@@ -85,16 +85,15 @@ def _shift(img: np.ndarray, pixels: float, axis: int, resample: Any, fillcolor: 
     size, whole = img.shape[axis], math.floor(pixels)
     # The places whose sample lies in the image; its border pixels reach half a pixel beyond their centres.
     first, last = max(0, math.ceil(-pixels - 0.5)), min(size, math.ceil(size - pixels - 0.5))
-    fill = fillcolor if isinstance(fillcolor, tuple) else (fillcolor,)
     if first >= last:
-        return np.broadcast_to(np.array(fill, dtype=np.uint8) if img.ndim == 3 else np.uint8(fill[0]), img.shape)
+        return np.full_like(img, fillcolor)
     sides = (1, 1, 0, 0) if axis == 0 else (0, 0, 1, 1)
     padded = cv2.copyMakeBorder(img, *sides, cv2.BORDER_REPLICATE)
     one, other = (padded[start:start + last - first] if axis == 0 else padded[:, start:start + last - first]
                   for start in (first + whole + 1, first + whole + 2))
     middle = cv2.addWeighted(one, 1 - (pixels - whole), other, pixels - whole, 0)
     sides = (first, size - last, 0, 0) if axis == 0 else (0, 0, first, size - last)
-    return cv2.copyMakeBorder(middle, *sides, cv2.BORDER_CONSTANT, value=fill)
+    return cv2.copyMakeBorder(middle, *sides, cv2.BORDER_CONSTANT, value=fillcolor)
 
 
 def shear_x(img: np.ndarray, factor: float, *, resample: Any, fillcolor: Any) -> np.ndarray:

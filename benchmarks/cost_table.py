@@ -25,7 +25,7 @@ class Line:
 
     @property
     def falls_short(self) -> bool:
-        """By more than a hundredth of a percent, the table's last digit."""
+        """Whether the median as it is printed, to a thousandth, misses what is wanted."""
         value = round(self.median, 3)
         return (self.at_most is not None and value > self.at_most) or (
             self.at_least is not None and value < self.at_least)

@@ -1,7 +1,6 @@
 """From arguments to a device and a model with branches on it."""
 import argparse
 import logging
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def _check_sizes(args: argparse.Namespace, model: nn.Module) -> None:
     for size in args.a2aug_branch_sizes or ():
         network = networks_of(model)[0]
         try:
-            with torch.inference_mode(), nullcontext() if args.a2aug_shared_bn else select_branch(model, 0):
+            with torch.inference_mode(), select_branch(model, 0):
                 model.eval()(torch.zeros(1, network.in_chans, size, size))
         except (AssertionError, RuntimeError) as error:
             raise ValueError(f'--a2aug-branch-sizes: {args.model} takes no images of {size} pixels: {error}') from error

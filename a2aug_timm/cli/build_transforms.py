@@ -53,7 +53,7 @@ def extend_transforms(
         sizes = [(size, size) for size in args.train_img_sizes]
     transforms = [train_set.transform] if args.train_img_sizes is None else list(loader.dataset.transforms)
     parts = [(transform, transform) for transform in transforms]
-    if is_policy_ours(args) and not args.no_aug:
+    if is_policy_ours(args):
         common = dict(is_training=True, separate=True, mean=data_config['mean'], std=data_config['std'],
                       use_prefetcher=not args.no_prefetcher)
         parts = [create_transform(size, **common, **settings) for size in sizes]

@@ -205,8 +205,7 @@ class Run:
                 dist.broadcast(tensor, src=0)
         if branch < 0:
             return None
-        sizes = None if self.args.a2aug_shared_bn else self.args.a2aug_branch_sizes
-        size = sizes[branch] if sizes else None
+        size = self.args.a2aug_branch_sizes[branch] if self.args.a2aug_branch_sizes else None
         metrics = self._evaluate(lambda images: branch_logits(model, resize(images, size)), [1.], loader)[0]
         return {name: metrics[name] for name in _METRICS}
 

@@ -125,7 +125,7 @@ def _load_run(
     # Plain models, at the price of as many copies of the weights, since fusing, scripting or compiling a network
     # whose norms are chosen from outside would take the norms of one branch for all.
     models = [extract_branch(model, branch) for branch in branches] if num_branches > 1 else [model]
-    sizes = _sizes_of(args, explicit, run, branches) if num_branches > 1 else None
+    sizes = _sizes_of(args, explicit, run, branches)
     for row, size in zip(rows, sizes or (), strict=False):
         row['img_size'] = size
     return Branches(models, rows, run['config'].get('label_names'), num_branches, sizes)

@@ -165,7 +165,7 @@ def load_branches(checkpoint: dict[str, Any], source: str, use_ema: bool | None 
 def export_branch_of(run: dict[str, Any], model: nn.Module, branch: int, folder: str | Path) -> None:
     """``export_branch`` with what a checkpoint's entry ``a2aug`` says of its run and this branch."""
     data_config = run['data_config']
-    if run['branch_sizes'] and run['own'] != 'nothing':
+    if run['branch_sizes']:
         size = run['branch_sizes'][branch]
         data_config = {**data_config, 'input_size': (data_config['input_size'][0], size, size)}
     export_branch(

@@ -3,7 +3,6 @@ import argparse
 import importlib.util
 import logging
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
@@ -72,14 +71,10 @@ def sample_views(run: RunRecord) -> tuple[list[list[Image.Image]], list[str]]:
     middle = Compose([Resize(size), CenterCrop(size)])
     chosen = [middle(images[i * len(images) // NUM_IMAGES][0]) for i in range(min(NUM_IMAGES, len(images)))]
     mean = args.mean or [0.5] * (3 if mode == 'RGB' else 1)
-    transform = ViewTransform((_same, _same, _same), MultiPolicyRandAugment(
+    transform = ViewTransform([Compose([])] * 3, MultiPolicyRandAugment(
         run.policies, size, mean, args.train_interpolation, args.color_jitter, allow_equal=True))
     views = [transform(SeededImage(image, f'{args.seed}/{i}')) for i, image in enumerate(chosen)]
     return [chosen, *map(list, zip(*views, strict=True))], ['image', *run.policies]
-
-
-def _same(img: Any) -> Any:
-    return img
 
 
 if __name__ == '__main__':
