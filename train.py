@@ -100,13 +100,13 @@ def main(argv: list[str] | None = None) -> None:
             stop_mixup(args, epoch, mix or collate)
             progress.start_epoch(epoch)
             hooks = Hooks(run.on_update, args.log_interval, partial(run.recover, epoch), args.recovery_interval)
-            terms = train_one_epoch(
+            trained = train_one_epoch(
                 step, loader, epoch=epoch, device=device, mix=mix, grad_accum_steps=args.grad_accum_steps,
                 channels_last=args.channels_last, dtype=model_dtype(args), hooks=hooks)
             synchronize_bn(args, task)
             metric = None
             if (epoch + 1) % args.val_interval == 0 or epoch + 1 == num_epochs:
-                metric = run.end_epoch(epoch, terms, eval_loader, datasets)
+                metric = run.end_epoch(epoch, trained, eval_loader, datasets)
             if lr_scheduler is not None:
                 lr_scheduler.step(epoch + 1, metric)
     run.finish(test_loader)

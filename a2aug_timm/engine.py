@@ -100,6 +100,19 @@ class OptimizerStep:
             self.optimizer.sync_lookahead()
 
 
+class TrainedEpoch(NamedTuple):
+    """What an epoch of training came to.
+
+    Attributes:
+        terms: Mean loss terms over all ranks.
+        num_images: Targets over all ranks; of views that share one, it counts once.
+        seconds: From the first batch asked for to the last update done.
+    """
+    terms: dict[str, float]
+    num_images: int
+    seconds: float
+
+
 class Update(NamedTuple):
     """One update of the parameters, as ``on_update`` is told of it.
 
@@ -139,15 +152,12 @@ def train_one_epoch(
         channels_last: bool = False,
         dtype: torch.dtype | None = None,
         hooks: Hooks | None = None,
-) -> dict[str, float]:
+) -> TrainedEpoch:
     """Train for one pass over the loader.
 
     Args:
         mix: Mixup of a batch on its device, where the loader has not mixed it.
         dtype: Of the images, where the loader has not set it.
-
-    Returns:
-        Mean loss terms of the epoch over all ranks.
 
     Raises:
         FloatingPointError: The loss was not finite; raised at the next log or recovery step, the step is named.
@@ -156,7 +166,8 @@ def train_one_epoch(
     hooks, averages, guard = hooks or Hooks(), Averages(), FiniteLossGuard(epoch, device)
     num_batches = len(loader)
     num_updates = epoch * -(-num_batches // grad_accum_steps)
-    num_images, since = 0, time.perf_counter()
+    num_images, num_before, since = 0, 0, time.perf_counter()
+    start, world_size = since, dist.get_world_size() if dist.is_initialized() else 1
     step.optimizer.zero_grad()
     for batch, (images, target) in enumerate(loader):
         update = batch // grad_accum_steps
@@ -179,14 +190,15 @@ def train_one_epoch(
         is_recovery_step = hooks.recovery_interval > 0 and (update + 1) % hooks.recovery_interval == 0
         if is_log_step or is_recovery_step:
             guard.check()
-        rate = num_images * (dist.get_world_size() if dist.is_initialized() else 1) / (time.perf_counter() - since)
+        rate = (num_images - num_before) * world_size / (time.perf_counter() - since)
         hooks.on_update(Update(update, images, averages.read() if is_log_step else None, rate, lr))
         if is_recovery_step:
             hooks.on_recovery(update)
         if is_log_step:
-            num_images, since = 0, time.perf_counter()
+            num_before, since = num_images, time.perf_counter()
     step.end_epoch()
-    return averages.read()
+    terms = averages.read()  # which waits for the device
+    return TrainedEpoch(terms, num_images * world_size, time.perf_counter() - start)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Training images held out, so that the images that a run is judged on in the end had no part in its choices."""
+"""Class-balanced parts of the training images: held out to choose on, or all that is trained on."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,22 +25,54 @@ def hold_out(targets: Sequence[int], size: int | float) -> tuple[list[int], list
     validation images.
     """
     targets = np.asarray(targets)
-    labels, counts = np.unique(targets, return_counts=True)
-    num_held = round(size * len(targets)) if size < 1 else int(size)
+    num_held = _count(targets, size)
     if not 0 < num_held < len(targets):
         raise ValueError(f'{num_held} of {len(targets)} training images cannot be held out')
-    exact = counts * num_held / len(targets)
+    held = _draw(targets, num_held)
+    if set(targets[held]) - set(targets[~held]):
+        raise ValueError(f'holding out {num_held} of {len(targets)} training images leaves a class without any')
+    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+
+def take_subset(targets: Sequence[int], size: int | float, indices: Sequence[int] | None = None) -> list[int]:
+    """Part of the images, with the classes in the proportions of the whole; the same in every run, as a holdout is.
+
+    Args:
+        targets: Class of each image.
+        size: Number of images to take, or below 1 their share.
+        indices: The images that there are to take from; all if not given.
+
+    Raises:
+        ValueError: There are not as many, or some class would have none.
+    """
+    indices = np.arange(len(targets)) if indices is None else np.asarray(indices)
+    targets = np.asarray(targets)[indices]
+    num_taken = _count(targets, size)
+    if not 0 < num_taken <= len(targets):
+        raise ValueError(f'{num_taken} of {len(targets)} training images cannot be taken')
+    taken = _draw(targets, num_taken)
+    if set(targets) - set(targets[taken]):
+        raise ValueError(f'taking {num_taken} of {len(targets)} training images leaves a class without any')
+    return indices[taken].tolist()
+
+
+def _count(targets: np.ndarray, size: int | float) -> int:
+    return round(size * len(targets)) if size < 1 else int(size)
+
+
+def _draw(targets: np.ndarray, size: int) -> np.ndarray:
+    """Mask of a class-balanced part."""
+    labels, counts = np.unique(targets, return_counts=True)
+    exact = counts * size / len(targets)
     quotas = exact.astype(int)
     # What rounding down has left goes to the largest remainders.
-    for i in np.argsort(quotas - exact, kind='stable')[:num_held - quotas.sum()]:
+    for i in np.argsort(quotas - exact, kind='stable')[:size - quotas.sum()]:
         quotas[i] += 1
-    if (quotas >= counts).any():
-        raise ValueError(f'holding out {num_held} of {len(targets)} training images leaves a class without any')
     generator = np.random.default_rng(0)
-    held = np.zeros(len(targets), dtype=bool)
+    drawn = np.zeros(len(targets), dtype=bool)
     for label, quota in zip(labels, quotas, strict=True):
-        held[generator.permutation(np.flatnonzero(targets == label))[:quota]] = True
-    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+        drawn[generator.permutation(np.flatnonzero(targets == label))[:quota]] = True
+    return drawn
 
 
 def targets_of(dataset: Dataset) -> list[int]:

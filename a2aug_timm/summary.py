@@ -13,6 +13,7 @@ def summary_row(
         mu: list[float],
         best_branch: int,
         lr: float,
+        **cost: float,
 ) -> dict[str, Any]:
     """One epoch under timm's column names, with a column set a branch and the ensemble where there are branches.
 
@@ -20,6 +21,7 @@ def summary_row(
         train_terms: Mean loss terms; ``train_…``.
         metrics: Of each branch and the ensemble, as ``engine.evaluate`` returns them, or None without validation.
         best_branch: The branch whose metrics are timm's ``eval_…`` columns.
+        cost: What the epoch took, under names of its own.
     """
     row = {'epoch': epoch, **{f'train_{name}': value for name, value in train_terms.items()}}
     if metrics is not None:
@@ -30,7 +32,7 @@ def summary_row(
         for i, branch in enumerate(metrics or []):
             name = f'branch_{i}' if i < len(mu) else 'ensemble'
             row.update({f'eval_{name}_{metric}': value for metric, value in branch.items()})
-    return {**row, 'lr': lr}
+    return {**row, 'lr': lr, **cost}
 
 
 def write_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:

@@ -94,6 +94,11 @@ class A2AugTask(TrainingTask):
         module = self.get_trainable_module(ema=ema)
         return None if module is None else unwrap_model(module)
 
+    @property
+    def mu_logits(self) -> nn.Parameter:
+        """What μ is the softmax of, ``[N]``; a buffer where the ensemble is the average."""
+        return self._module().loss.mu_logits
+
     def mu(self, ema: bool = False) -> torch.Tensor:
         """Weights of the branches in the ensemble, ``[N]``, without gradient."""
         return self._module(ema).loss.mu.detach()

@@ -25,8 +25,9 @@ def data(num_batches, size=4):
 def train(loader, loss_scale=None, **kwargs):
     task = linear_task()
     step = OptimizerStep(task, torch.optim.SGD(task.parameters(), lr=0.1), loss_scale=loss_scale)
-    terms = train_one_epoch(step, loader, epoch=0, device=CPU, **kwargs)
-    return task, terms
+    trained = train_one_epoch(step, loader, epoch=0, device=CPU, **kwargs)
+    assert trained.num_images == sum(len(target) for _, target in loader) and trained.seconds > 0
+    return task, trained.terms
 
 
 def test_accumulating_batches_is_one_step_on_all_of_them():

@@ -1,4 +1,5 @@
-"""Held-out images: class-balanced, the same in every run, and never trained on."""
+"""Parts of the training images: class-balanced, the same in every run, and what is held out never trained on."""
+import csv
 import json
 from collections import Counter
 
@@ -11,7 +12,7 @@ from torchvision.datasets import FakeData
 import train
 import validate
 from a2aug_timm.datasets import DigitsDataset
-from a2aug_timm.holdout import hold_out, targets_of
+from a2aug_timm.holdout import hold_out, take_subset, targets_of
 from a2aug_timm.views import MultiViewDataset, SkippingDataset
 
 SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
@@ -32,6 +33,18 @@ def test_a_part_holds_the_classes_in_the_proportions_of_the_whole():
 def test_what_leaves_nothing_to_train_on_or_to_judge_is_refused(size, words):
     with pytest.raises(ValueError, match=words):
         hold_out([0, 1] * 5, size)
+
+
+def test_a_subset_is_of_what_a_holdout_leaves_and_may_be_all_of_it():
+    targets = torch.tensor([0] * 500 + [1] * 300 + [2] * 201)[torch.randperm(1001)].tolist()
+    kept, held = hold_out(targets, 101)
+    part = take_subset(targets, 90, kept)
+    assert len(set(part)) == 90 and not set(part) & set(held) and part == take_subset(targets, 90, kept)
+    assert Counter(targets[i] for i in part) == {0: 45, 1: 27, 2: 18}
+    assert take_subset(targets, 1001) == list(range(1001)) and len(take_subset(targets, 0.5)) == 500
+    for size, words in ((901, '901 of 900'), (1, 'without any')):
+        with pytest.raises(ValueError, match=words):
+            take_subset(targets, size, kept)
 
 
 def test_classes_are_read_without_decoding(image_folder):
@@ -66,12 +79,16 @@ def test_a_run_chooses_on_images_held_out_and_reports_the_validation_split_once(
     monkeypatch.setattr(train, 'build_loaders', build_loaders)
     monkeypatch.setattr(train.Run, '_evaluate', spy)
     train.main([*SMALL, '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run', '--a2aug-branches', branches,
-                '--holdout', '100'])
+                '--holdout', '100', '--train-subset', '600'])
     loader, eval_loader, test_loader = built['loaders']
     parts = [set(loader.dataset.indices), set(eval_loader.dataset.indices)]
-    assert len(parts[0]) == 1337 and len(parts[1]) == 100 and not parts[0] & parts[1]
+    assert len(parts[0]) == 600 and len(parts[1]) == 100 and not parts[0] & parts[1]
     assert len(test_loader.dataset) == 360
     assert judged == [eval_loader, eval_loader, test_loader]
+    with open(tmp_path / 'run' / 'summary.csv', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row['train_views']) for row in rows] == [512 * int(branches)] * 2  # the last 88 do not fill a batch
+    assert all(float(row['train_seconds']) > 0 for row in rows)
 
     result = json.loads((tmp_path / 'run' / 'result.json').read_text(encoding='utf-8'))
     assert result['chosen_on'] == '100 held out of train' and result['test_split'] == 'validation'

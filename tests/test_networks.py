@@ -28,7 +28,8 @@ SMALLEST = {
     'shake_shake26_2x32d': {'depth': 8, 'base_width': 16},
     'pyramidnet20_a30_shakedrop': {'depth': 11, 'widening': 30},
 }
-REGISTERED = [*SMALL, 'wide_resnet28_10', 'wide_resnet40_2', 'shake_shake26_2x96d', 'pyramidnet272_a200_shakedrop']
+REGISTERED = [*SMALL, 'wide_resnet10_1', 'wide_resnet28_10', 'wide_resnet40_2', 'shake_shake26_2x96d',
+              'pyramidnet272_a200_shakedrop']
 small = pytest.mark.parametrize('arch', SMALL)
 
 
@@ -70,6 +71,7 @@ def pyramidnet_parameters(num_blocks, widening):
 
 
 @pytest.mark.parametrize('arch, by_hand, published', [
+    ('wide_resnet10_1', wide_resnet_parameters(1, 1), 77_850),
     ('wide_resnet16_2', wide_resnet_parameters(2, 2), 691_674),
     ('wide_resnet40_2', wide_resnet_parameters(6, 2), 2_243_546),
     ('wide_resnet28_10', wide_resnet_parameters(4, 10), 36_479_194),

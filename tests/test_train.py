@@ -32,8 +32,11 @@ def run_train(tmp_path, *argv, epochs=1):
 
 
 def rows_of(run):
+    """Rows of the summary, but for the seconds, which no two runs share."""
     with open(run / 'summary.csv', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    assert all(float(row.pop('train_seconds')) > 0 for row in rows)
+    return rows
 
 
 def refused(capsys, main, argv):
@@ -127,6 +130,7 @@ def test_flags_reach_what_they_name(tmp_path, monkeypatch):
     spy(train, 'train_one_epoch', 'terms')
     run_train(
         tmp_path, *THREE, '--a2aug-ensemble-weight', '0.5', '--a2aug-kl-weight', '0.25', '--a2aug-logit-scale', '3',
+        '--a2aug-mu-lr-scale', '5',
         '--a2aug-loss-reduction', 'mean', '--a2aug-independent-crops', '--smoothing', '0.2', '--reprob', '0.5',
         '--remode', 'const', '--recount', '2', '--clip-grad', '0.7', '--clip-mode', 'value', '--amp', '--amp-dtype',
         'bfloat16', '--channels-last', '--grad-accum-steps', '2', '--log-interval', '3', '--hflip', '0.25', '--drop',
@@ -139,6 +143,10 @@ def test_flags_reach_what_they_name(tmp_path, monkeypatch):
     assert any(getattr(part, 'p', None) == 0.25 for part in loader.dataset.transform.stages[0].transforms)
     assert loader.dataset.transform.stages[1].transforms == []  # no color jitter after the policies
     assert (built['step'].clip_grad, built['step'].clip_mode) == (0.7, 'value')
+    of_mu, others = ([group['initial_lr'] for group in built['step'].optimizer.param_groups
+                      if is_of_mu == any(one is built['task'].mu_logits for one in group['params'])]
+                     for is_of_mu in (True, False))
+    assert of_mu == [5 * others[0]] and len(set(others)) == 1
     settings = built['terms kwargs']
     assert settings['channels_last'] and settings['grad_accum_steps'] == 2 and settings['hooks'].log_interval == 3
     assert built['step'].autocast.keywords == dict(device_type='cpu', dtype=torch.bfloat16)
@@ -159,7 +167,8 @@ def test_one_branch_is_plain_timm_training_of_a_folder_with_a_broken_image(image
     train.main(['--data-dir', str(image_folder), '--model', 'test_resnet', '--num-classes', '2', '--img-size', '32',
                 '-b', '8', '-j', '0', '--device', 'cpu', '--epochs', '1', '--lr', '0.01', '--warmup-epochs', '0',
                 '--aa', 'rand-m9', '--output', str(tmp_path), '--experiment', 'plain'])
-    assert list(rows_of(tmp_path / 'plain')[0]) == ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
+    assert list(rows_of(tmp_path / 'plain')[0]) == ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr',
+                                                    'train_views']
     printed = capsys.readouterr()
     assert 'skipped 1 broken image' in printed.out
     model = timm.create_model(f'local-dir:{tmp_path}/plain/export', pretrained=True)
@@ -236,6 +245,8 @@ def finished(tmp_path_factory):
     ([*THREE, '--a2aug-sequential', '--torchcompile', 'eager'], 'take aot_eager'),
     ([*THREE, '--a2aug-no-logit-norm', '--a2aug-logit-scale', '2'], 'have no scale'),
     ([*THREE, '--a2aug-ensemble', 'average', '--a2aug-ensemble-weight', '2'], 'nothing to learn'),
+    ([*THREE, '--a2aug-ensemble', 'average', '--a2aug-mu-lr-scale', '2'], 'nothing to learn'),
+    (['--train-subset', '1438'], 'cannot be taken'),
     ([*THREE, '--model', 'test_vit'], 'norms are: LayerNorm; --a2aug-norm all gives'),
     (['--model', 'resnet51'], "did you mean 'resnet5"), (['--model-kwargs', 'flavour=3'], 'flavour'),
     (['--dataset', '', '--data-dir', '/nowhere'], "no data folder '/nowhere'"), (['--dataset', ''], 'no data'),

@@ -23,6 +23,7 @@ def add_a2aug(parser: argparse.ArgumentParser) -> None:
         help="whose ops: Pillow's, which are timm's to the bit, or OpenCV's, faster and close to them")
     add('--a2aug-ensemble', default='adaptive', choices=ENSEMBLES, help='learn the weights μ, or 1/N')
     add('--a2aug-ensemble-weight', type=float, default=1., metavar='W', help="weight of the ensemble's cross-entropy")
+    add('--a2aug-mu-lr-scale', type=float, default=1., metavar='S', help='learning rate of μ, as a multiple of --lr')
     add('--a2aug-kl-weight', type=float, default=1., metavar='W', help='weight of the distillation')
     add('--a2aug-no-logit-norm', action='store_true', help='distil plain logits (ablation, Table 8)')
     add('--a2aug-logit-scale', type=logit_scale, default='capped', metavar='S',

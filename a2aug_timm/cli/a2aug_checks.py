@@ -12,6 +12,7 @@ _EXCLUSIVE = {
     ('a2aug_independent', 'a2aug_norm'): 'separate networks share no norm of any kind',
     ('a2aug_independent', 'a2aug_shared_bn'): 'separate networks share no batch norm',
     ('a2aug_ensemble_weight', 'a2aug_ensemble'): 'an average ensemble has nothing to learn',
+    ('a2aug_mu_lr_scale', 'a2aug_ensemble'): 'an average ensemble has nothing to learn',
     ('a2aug_logit_scale', 'a2aug_no_logit_norm'): 'logits that are not normalised have no scale',
     ('a2aug_branch_sizes', 'train_img_sizes'): 'each branch has one size',
     ('a2aug_branch_sizes', 'a2aug_shared_bn'): 'shared batch norm takes its statistics over all views together',

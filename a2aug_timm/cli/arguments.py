@@ -57,8 +57,8 @@ def add_input(parser: argparse.ArgumentParser) -> None:
     add('--interpolation', default='', metavar='NAME', help='resize interpolation')
 
 
-def holdout_size(value: str) -> int | float:
-    """Type of ``--holdout``: a number of images, or a share of them below 1."""
+def part_size(value: str) -> int | float:
+    """Type of ``--holdout`` and ``--train-subset``: a number of images, or a share of them below 1."""
     try:
         size = float(value)
         if not 0 < size < math.inf or (size >= 1 and size != int(size)):
@@ -73,9 +73,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add_source(group)
     group.add_argument('--train-split', metavar='NAME', default='train', help='train split')
     group.add_argument('--val-split', metavar='NAME', default='validation', help='validation split')
-    group.add_argument('--holdout', type=holdout_size, default=None, metavar='N',
+    group.add_argument('--holdout', type=part_size, default=None, metavar='N',
                        help='choose branch and epoch on so many training images (or their share), held out and '
                             'class-balanced; the validation split is then reported once, at the end')
+    group.add_argument('--train-subset', type=part_size, default=None, metavar='N',
+                       help='train on so many of the training images (or their share), class-balanced and the same for '
+                            'every seed')
     group.add_argument('--train-num-samples', type=int, default=None, metavar='N', help='length of a training stream')
     group.add_argument('--val-num-samples', type=int, default=None, metavar='N', help='length of a validation stream')
 

@@ -67,5 +67,6 @@ NOTES = {
     'checkpoint_hist': 'each holds all branches',
     'tta': '0 or 1; more is refused, without branches too, since timm\'s loaders repeat no image',
     'holdout': 'branch and epoch are chosen on the images held out',
+    'train_subset': 'of what a holdout leaves',
     'epochs': 'N views of each image in each of them',
 }

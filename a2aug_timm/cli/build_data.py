@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..datasets import create_dataset, is_stream, names_of_classes
-from ..holdout import hold_out, targets_of
+from ..holdout import hold_out, take_subset, targets_of
 from ..mixup import CollateMixedViews, CollateMixup, MixupOfViews
 from ..views import MultiViewDataset, MultiViewStream, SkippingDataset, collate_views
 from .build_model import model_dtype
@@ -57,6 +57,8 @@ def build_datasets(
     if args.holdout is not None:
         indices, held = hold_out(targets_of(images), args.holdout)
         eval_set, test_set = SkippingDataset(images, mode, held), eval_set
+    if args.train_subset is not None:
+        indices = take_subset(targets_of(images), args.train_subset, indices)
     return Datasets(_training_set(args, images, mode, indices), eval_set, test_set)
 
 

@@ -22,7 +22,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
         'aug_repeats', 'aug_splits', 'tta', 'epoch_repeats',
         'train_size_probs', 'train_size_schedule_spread', 'layer_decay_min_scale', 'bce_pos_weight',
         'cooldown_epochs', 'patience_epochs', 'decay_rate', 'color_jitter', 'ratio', 'a2aug_ensemble_weight',
-        'a2aug_kl_weight'), (0, None)),
+        'a2aug_kl_weight', 'a2aug_mu_lr_scale'), (0, None)),
     **dict.fromkeys((
         'smoothing', 'drop', 'drop_path', 'drop_block', 'reprob', 'hflip', 'vflip', 'color_jitter_prob',
         'grayscale_prob', 'gaussian_blur_prob', 'scale', 'momentum', 'model_ema_decay', 'bn_momentum', 'crop_pct',

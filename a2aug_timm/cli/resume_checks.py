@@ -8,7 +8,8 @@ from .checks import flag
 # What a checkpoint fixes: another value is another run.
 _FIXED_BY_CHECKPOINT = (
     'model', 'num_classes', 'in_chans', 'gp', 'model_kwargs', 'eval_metric', 'a2aug_branches', 'a2aug_policies',
-    'a2aug_norm', 'a2aug_shared_bn', 'a2aug_independent', 'a2aug_branch_sizes', 'a2aug_ensemble', 'split_bn', 'holdout')
+    'a2aug_norm', 'a2aug_shared_bn', 'a2aug_independent', 'a2aug_branch_sizes', 'a2aug_ensemble',
+    'a2aug_mu_lr_scale', 'split_bn', 'holdout')
 # What belongs to one invocation rather than to the run.
 NOT_OF_THE_RUN = {'data', 'local_rank', 'resume', 'no_resume_opt', 'start_epoch', 'device'}
 # What a run began with is behind it when it is resumed.

@@ -12,7 +12,7 @@ from torch import distributed as dist
 from torch import nn
 
 from ..checkpoint import read_checkpoint, state_dict_of, training_state
-from ..engine import OptimizerStep, Update, evaluate
+from ..engine import OptimizerStep, TrainedEpoch, Update, evaluate
 from ..export import build_model, load_line
 from ..logits import branch_logits, resize
 from ..random_state import RememberingCollate, gather_rng_states
@@ -64,11 +64,10 @@ class Run:
         if utils.is_primary(self.args):
             self.folder.save_recovery({**state, 'a2aug': record}, epoch, update)
 
-    def end_epoch(self, epoch: int, terms: dict[str, float], loader: Any, datasets: list[Any]) -> float:
+    def end_epoch(self, epoch: int, trained: TrainedEpoch, loader: Any, datasets: list[Any]) -> float:
         """Judge every branch, keep the epoch, show it; the metric that it is judged by.
 
         Args:
-            terms: Mean loss terms of the epoch.
             loader: Of validation images, or None.
             datasets: Which count the broken images that they skip.
 
@@ -76,17 +75,19 @@ class Run:
             FloatingPointError: The weights, or the losses of all branches, are not finite.
         """
         record = self._judge(epoch, loader)
-        metric = terms['loss']
+        metric = trained.terms['loss']
         if record['metrics']:
             metric = record['metrics'][record['best_branch']][self.args.eval_metric]
-        row = summary_row(epoch, terms, record['metrics'], record['mu'], record['best_branch'], self.step.lr)
+        row = summary_row(
+            epoch, trained.terms, record['metrics'], record['mu'], record['best_branch'], self.step.lr,
+            train_views=trained.num_images * self.args.a2aug_branches, train_seconds=round(trained.seconds, 3))
         state = self._state()
         num_skipped = self._count_skipped(datasets)
         if utils.is_primary(self.args):
             model = self.step.task.get_eval_model(ema=record['judged_ema'])
             self.folder.save(self._as_built(model), state, row, record, metric)
             self.log(row)
-            self._show(record, terms, num_skipped)
+            self._show(record, trained.terms, num_skipped)
         return metric
 
     def _judge(self, epoch: int, loader: Any) -> dict[str, Any]:

@@ -143,17 +143,14 @@ def _check_mixup(args: argparse.Namespace, changed: set[str]) -> None:
 def _check_loading(args: argparse.Namespace, changed: set[str]) -> None:
     check_dataset_flags(args)
     is_stream = dataset_kind(args.dataset, args.data_dir) in ('wds/', 'tfds/', 'hfids/')
-    if is_stream and args.holdout is not None:
-        raise ValueError(f'--holdout needs images in any order, which --dataset {args.dataset} does not give')
-    if is_stream and args.train_img_sizes:
-        raise ValueError(f'--train-img-sizes needs images in any order, which --dataset {args.dataset} does not give')
+    for name in ('holdout', 'train_subset', 'train_img_sizes', 'naflex_loader'):
+        if is_stream and getattr(args, name):
+            raise ValueError(f'{flag(name)} needs images in any order, which --dataset {args.dataset} does not give')
     sizes = args.train_img_sizes or ()
     for name in ('train_batch_sizes', 'train_size_probs'):
         if name in changed and len(getattr(args, name)) != len(sizes):
             raise ValueError(f'{flag(name)} takes a value for each of the {len(sizes)} --train-img-sizes, got '
                              f'{len(getattr(args, name))}')
-    if is_stream and args.naflex_loader:
-        raise ValueError(f'--naflex-loader needs images in any order, which --dataset {args.dataset} does not give')
     if args.naflex_patch_size_probs and len(args.naflex_patch_size_probs) != len(args.naflex_patch_sizes or ()):
         raise ValueError('--naflex-patch-size-probs takes a value for each of --naflex-patch-sizes')
     if args.aug_repeats and (is_stream or int(os.environ.get('WORLD_SIZE', 1)) == 1):

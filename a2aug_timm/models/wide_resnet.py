@@ -42,7 +42,7 @@ class WideResNet(CifarNetwork):
     """WRN-``depth``-``width_factor``.
 
     Parameters with 10 classes and 3 channels, and what the paper's table of depths and widths says: WRN-40-2
-    2,243,546 (2.2 M), WRN-28-10 36,479,194 (36.5 M). WRN-16-2, which it does not list, has 691,674.
+    2,243,546 (2.2 M), WRN-28-10 36,479,194 (36.5 M). Not listed there: WRN-16-2 has 691,674, WRN-10-1 77,850.
 
     Args:
         depth: Layers, 6n + 4 for n blocks a stage.
@@ -76,6 +76,7 @@ class WideResNet(CifarNetwork):
 
 
 default_cfgs = generate_default_cfgs({
+    'wide_resnet10_1': cifar_cfg(),
     'wide_resnet16_2': cifar_cfg(),
     'wide_resnet28_10': cifar_cfg(),
     'wide_resnet40_2': cifar_cfg(),
@@ -85,6 +86,11 @@ default_cfgs = generate_default_cfgs({
 def _create_wide_resnet(variant: str, pretrained: bool, **kwargs: Any) -> WideResNet:
     return build_model_with_cfg(
         WideResNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True), **kwargs)
+
+
+@register_model
+def wide_resnet10_1(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    return _create_wide_resnet('wide_resnet10_1', pretrained, **dict(dict(depth=10, width_factor=1), **kwargs))
 
 
 @register_model
