@@ -29,6 +29,7 @@ MAY_IMPORT = {
     'export': {'branches', 'checkpoint'},
     'pretrained_file': {'export'},
     'report': set(),
+    'study': {'checkpoint', 'datasets', 'policies', 'report'},
     'run_folder': {'checkpoint', 'export', 'summary'},
     '__init__': {'branches', 'export', 'loss', 'models', 'multi_branch', 'policies', 'pretrained_file', 'task'},
 }

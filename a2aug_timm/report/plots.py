@@ -10,7 +10,7 @@ from . import RunRecord
 
 # Okabe and Ito's colors, which remain apart for color-blind readers; black is the ensemble.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#F0E442', '#999999')
-_ENSEMBLE = '#000000'
+ENSEMBLE_COLOR = '#000000'
 
 
 def draw_curves(run: RunRecord) -> Figure:
@@ -19,21 +19,23 @@ def draw_curves(run: RunRecord) -> Figure:
     accuracy, loss, training = figure.subplots(1, 3)
     for axes, metric, title in ((accuracy, 'top1', 'top-1, %'), (loss, 'loss', 'cross-entropy')):
         for branch, policy in enumerate(run.policies):
-            _draw(axes, run, run.series(branch, metric), _short(policy, branch), COLORS[branch % len(COLORS)])
+            color = COLORS[branch % len(COLORS)]
+            draw_series(axes, run, run.series(branch, metric), short_policy(policy, branch), color)
         if run.num_branches > 1:
-            _draw(axes, run, run.series('ensemble', metric), 'ensemble', _ENSEMBLE, '--')
+            draw_series(axes, run, run.series('ensemble', metric), 'ensemble', ENSEMBLE_COLOR, '--')
         axes.set_title(title, loc='left')
     if run.series(run.chosen_branch, 'top1'):
-        accuracy.plot(run.columns['epoch'][run.chosen_epoch] + 1,
-                      run.series(run.chosen_branch, 'top1')[run.chosen_epoch], 'o', mfc='none', mec=_ENSEMBLE, ms=9)
-    _draw(training, run, run.columns['train_loss'], 'whole', _ENSEMBLE)
+        chosen = run.series(run.chosen_branch, 'top1')[run.chosen_epoch]
+        accuracy.plot(
+            run.columns['epoch'][run.chosen_epoch] + 1, chosen, 'o', mfc='none', mec=ENSEMBLE_COLOR, ms=9)
+    draw_series(training, run, run.columns['train_loss'], 'whole', ENSEMBLE_COLOR)
     for branch in range(run.num_branches if run.num_branches > 1 else 0):
         color = COLORS[branch % len(COLORS)]
-        _draw(training, run, run.columns.get(f'train_ce_{branch}', []), f'CE {branch}', color)
-        _draw(training, run, run.columns.get(f'train_kl_{branch}', []), f'KL {branch}', color, ':')
+        draw_series(training, run, run.columns.get(f'train_ce_{branch}', []), f'CE {branch}', color)
+        draw_series(training, run, run.columns.get(f'train_kl_{branch}', []), f'KL {branch}', color, ':')
     training.set_title('training loss', loc='left')
     for axes in (accuracy, loss, training):
-        _finish(axes)
+        finish(axes)
     return figure
 
 
@@ -42,10 +44,10 @@ def draw_mu(run: RunRecord) -> Figure:
     figure = Figure(figsize=(5.5, 3.2), layout='constrained')
     axes = figure.subplots()
     for branch, policy in enumerate(run.policies):
-        _draw(axes, run, run.columns[f'mu_{branch}'], _short(policy, branch), COLORS[branch % len(COLORS)])
+        draw_series(axes, run, run.columns[f'mu_{branch}'], short_policy(policy, branch), COLORS[branch % len(COLORS)])
     axes.axhline(1 / run.num_branches, color='#bbbbbb', linewidth=1, zorder=0)
     axes.set_title('μ, weight in the ensemble', loc='left')
-    _finish(axes)
+    finish(axes)
     return figure
 
 
@@ -71,7 +73,15 @@ def save(figure: Figure, path: Path) -> str:
     return buffer.getvalue()
 
 
-def _draw(axes: Axes, run: RunRecord, values: list[float | None], label: str, color: str, style: str = '-') -> None:
+def draw_series(
+        axes: Axes,
+        run: RunRecord,
+        values: list[float | None],
+        label: str,
+        color: str,
+        style: str = '-',
+) -> None:
+    """A line over the epochs of a run that have a value."""
     epochs = run.columns['epoch']
     points = [(epoch + 1, value) for epoch, value in zip(epochs, values, strict=False) if value is not None]
     if points:
@@ -79,13 +89,15 @@ def _draw(axes: Axes, run: RunRecord, values: list[float | None], label: str, co
         axes.plot(*zip(*points, strict=True), style, color=color, label=label, linewidth=1.6, marker=marker)
 
 
-def _finish(axes: Axes) -> None:
-    axes.set_xlabel('epoch')
+def finish(axes: Axes, horizontal: str = 'epoch') -> None:
+    """What all figures have alike: the name of the horizontal axis, a grid, a legend if there is something to name."""
+    axes.set_xlabel(horizontal)
     axes.grid(color='#e5e5e5', linewidth=0.8)
     axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _short(policy: str, branch: int) -> str:
+def short_policy(policy: str, branch: int) -> str:
+    """A branch in a legend."""
     return f'{branch}: ' + policy.replace('-p1.0-mmax30-tpublished', '')

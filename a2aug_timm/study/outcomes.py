@@ -1,0 +1,91 @@
+"""What runs have come to: accuracy on images that had no part in any choice, and what the runs have cost."""
+import csv
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint import atomic_write
+from ..report import RunRecord
+from . import Row, Run, Study
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run, or the best of several, chosen on the held-out images.
+
+    Attributes:
+        record: The run that was chosen.
+        top1: On the validation split, in percent.
+        views: Seen in training, by all runs that the choice was made from.
+        seconds: Of their training.
+        cost: Their views, as a multiple of a plain run of the recipe's epochs.
+    """
+    record: RunRecord
+    top1: float
+    views: float
+    seconds: float
+    cost: int
+
+
+def outcome(study: Study, runs: Sequence[Run]) -> Outcome | None:
+    """What the runs of a row and seed have come to; None while one of them is not done."""
+    records = [study.record(run) for run in runs]
+    if None in records:
+        return None
+    best = max(records, key=chosen_score)
+    return Outcome(
+        best, best.result['test']['top1'], sum(sum(record.columns['train_views']) for record in records),
+        sum(sum(record.columns['train_seconds']) for record in records), sum(run.setting.cost for run in runs))
+
+
+def chosen_score(record: RunRecord) -> float:
+    """What a run was chosen by, higher is better."""
+    metric = record.result['eval_metric']
+    return record.result['chosen_with'][metric] * (-1 if metric == 'loss' else 1)
+
+
+def outcomes(study: Study, row: Row, model: str) -> list[Outcome]:
+    """Of each seed whose runs are done."""
+    found = (outcome(study, row.runs(model, seed)) for seed in study.seeds)
+    return [one for one in found if one is not None]
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation, which is 0 for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.
+
+
+def expected_search(study: Study, row: Row, model: str, seed: int) -> list[float]:
+    """Expected top-1 of the best, as chosen on the held-out images, of k of the row's runs drawn at random, k = 1, 2, …
+
+    Empty while one of them is not done.
+    """
+    records = [study.record(run) for run in row.runs(model, seed)]
+    if None in records:
+        return []
+    top1 = [record.result['test']['top1'] for record in sorted(records, key=chosen_score, reverse=True)]
+    num = len(top1)
+    # The one of rank r is the best of k if it is drawn and the others come from the num - r - 1 behind it.
+    return [sum(math.comb(num - rank - 1, k - 1) * value for rank, value in enumerate(top1)) / math.comb(num, k)
+            for k in range(1, num + 1)]
+
+
+def write_runs(study: Study, runs: Sequence[Run], path: Path) -> None:
+    """A line a run that is done: what it was, chose and cost."""
+    with atomic_write(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow([
+            'model', 'setting', 'seed', 'top1', 'chosen_with_top1', 'epoch', 'branch', 'policy', 'policies', 'mu',
+            'train_views', 'train_seconds'])
+        for run in runs:
+            if (record := study.record(run)) is None:
+                continue
+            result, row = record.result, record.chosen_epoch
+            mu = [record.columns[f'mu_{i}'][row] for i in range(record.num_branches)] if run.setting.is_joint else []
+            writer.writerow([
+                run.model, run.setting.name, run.seed, f"{result['test']['top1']:.2f}",
+                f"{result['chosen_with']['top1']:.2f}", result['epoch'], result['branch'], result['policy'],
+                ' '.join(record.policies), ' '.join(f'{one:.3f}' for one in mu),
+                f"{sum(record.columns['train_views']):.0f}", f"{sum(record.columns['train_seconds']):.1f}"])

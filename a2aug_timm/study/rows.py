@@ -1,0 +1,145 @@
+"""The lines of each table: the paper's, and beside them controls that see as many images."""
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..policies import sample_policies
+from . import Row, Setting
+
+MAX_BRANCHES = 6  # of Figure 4
+
+
+@dataclass(frozen=True)
+class Method:
+    """What makes lines of a recipe.
+
+    Attributes:
+        num_branches: N of A²-Aug, and how many epochs, or runs, its controls have for one of plain training.
+        num_layers: RandAugment's search space, ``num_layers`` x ``magnitudes``.
+        image_size: Side of an image, in pixels.
+    """
+    num_branches: int
+    num_layers: Sequence[int]
+    magnitudes: Sequence[int]
+    image_size: int
+
+    def policies(self, num: int, seed: int) -> list[str]:
+        """What ``--a2aug-branches`` draws under a seed."""
+        return sample_policies(num, seed, self.num_layers, self.magnitudes)
+
+    @property
+    def grid(self) -> list[str]:
+        """All policies of the space, the weaker first."""
+        return [next(policy for policy in self.policies(self.num_policies, 0) if f'-m{m}-n{n}-' in policy)
+                for n in sorted(set(self.num_layers)) for m in sorted(set(self.magnitudes))]
+
+    @property
+    def num_policies(self) -> int:
+        return len(set(self.num_layers)) * len(set(self.magnitudes))
+
+    def rand_augment(self, policy: str, epochs: int = 1) -> Setting:
+        """Plain training under one policy."""
+        _, magnitude, num_layers = policy.split('-')[:3]
+        return Setting(_longer(f'ra-{num_layers}-{magnitude}', epochs), {'aa': policy}, epochs)
+
+    def joint(self, num: int | None = None, suffix: str = '', **changes: Any) -> Row:
+        """A²-Aug, or a variant of it."""
+        num = num or self.num_branches
+        setting = Setting(f'a2aug{num}{suffix}', {'a2aug_branches': num, **changes})
+        return Row(f'A²-Aug, N = {num}', lambda seed: [setting])
+
+    def baseline(self, epochs: int = 1) -> Row:
+        """Plain training without a policy."""
+        setting = Setting(_longer('baseline', epochs), {}, epochs)
+        return Row('baseline' + (f', {epochs}× the epochs' if epochs > 1 else ''), lambda seed: [setting])
+
+    def drawn(self, num: int, epochs: int = 1) -> Row:
+        """RandAugment with policies that A²-Aug draws, the best of them chosen."""
+        label = 'RA, a drawn policy' if num == 1 else f'RA, the best of {num} drawn policies'
+        return Row(label + (f', {epochs}× the epochs' if epochs > 1 else ''),
+                   lambda seed: [self.rand_augment(policy, epochs) for policy in self.policies(num, seed)])
+
+    def search(self) -> Row:
+        """RandAugment's own search."""
+        return Row(f'RA, grid of {self.num_policies}', lambda seed: [self.rand_augment(one) for one in self.grid])
+
+
+def _longer(name: str, epochs: int) -> str:
+    return f'{name}-{epochs}x' if epochs > 1 else name
+
+
+def table1(method: Method) -> list[Row]:
+    """Accuracy and cost of the methods, with controls of A²-Aug's own cost."""
+    num = method.num_branches
+    return [method.baseline(), method.drawn(1), method.baseline(num), method.drawn(1, num), method.drawn(num),
+            method.search(), method.joint()]
+
+
+def table2(method: Method) -> list[Row]:
+    """Methods, for several networks."""
+    auto = 'autoaugment_cifar10' if method.image_size <= 64 else 'autoaugment_imagenet'
+    cutout = method.image_size // 2
+    return [method.baseline(), Row('Cutout', lambda seed: [Setting('cutout', {'cutout': cutout})]),
+            Row('AA', lambda seed: [Setting('aa', {'aa': auto})]), method.search(), method.joint()]
+
+
+def table5(method: Method) -> list[Row]:
+    """What sharing weights, and separate batch norm, do."""
+    return [_named('A²-Aug, independent networks', method.joint(suffix='-independent', a2aug_independent=True)),
+            _named('A²-Aug, one batch norm', method.joint(suffix='-shared-bn', a2aug_shared_bn=True)),
+            method.joint()]
+
+
+def table7(method: Method) -> list[Row]:
+    """The weights of the ensemble."""
+    return [method.baseline(), _named('average ensemble', method.joint(suffix='-average', a2aug_ensemble='average')),
+            _named('adaptive ensemble', method.joint())]
+
+
+def table8(method: Method) -> list[Row]:
+    """Distillation, and normalising its logits."""
+    return [method.baseline(), _named('no KL', method.joint(suffix='-no-kl', a2aug_kl_weight=0.)),
+            _named('KL of plain logits', method.joint(suffix='-plain-kl', a2aug_no_logit_norm=True)),
+            _named('KL of normalised logits', method.joint())]
+
+
+def figure3(method: Method) -> list[Row]:
+    """Policies in A²-Aug, and each alone."""
+    return [method.joint(), method.drawn(method.num_branches)]
+
+
+def figure4(method: Method) -> list[Row]:
+    """The number of branches; one is plain training under the policy that is drawn first."""
+    most = min(MAX_BRANCHES, method.num_policies)
+    return [_named('N = 1', method.drawn(1)), *(
+        _named(f'N = {num}', method.joint(num)) for num in range(2, most + 1))]
+
+
+def choices(method: Method) -> list[Row]:
+    """What the paper leaves open, each alone changed from the default."""
+    variants = {
+        'scale-literal': ('logit scale 1, Eq. 8 to the letter', {'a2aug_logit_scale': 'literal'}),
+        'scale-teacher-norm': ("logit scale of the teacher's norm", {'a2aug_logit_scale': 'teacher-norm'}),
+        'kl-0.3': ('KL weight 0.3', {'a2aug_kl_weight': 0.3}),
+        'kl-3': ('KL weight 3', {'a2aug_kl_weight': 3.}),
+        'mu-lr-0.1': ("μ's learning rate × 0.1", {'a2aug_mu_lr_scale': 0.1}),
+        'mu-lr-10': ("μ's learning rate × 10", {'a2aug_mu_lr_scale': 10.}),
+        'mean': ('mean over the branches', {'a2aug_loss_reduction': 'mean'}),
+        'own-crops': ('a crop of its own for each view', {'a2aug_independent_crops': True}),
+    }
+    return [_named('the defaults', method.joint()), *(
+        _named(label, method.joint(suffix=f'-{name}', **changes)) for name, (label, changes) in variants.items())]
+
+
+def _named(label: str, row: Row) -> Row:
+    return Row(label, row.settings)
+
+
+TABLES: dict[str, Callable[[Method], list[Row]]] = {
+    'table1': table1, 'table2': table2, 'table5': table5, 'table6': lambda method: [method.joint()], 'table7': table7,
+    'table8': table8, 'figure3': figure3, 'figure4': figure4, 'choices': choices}
+TITLES = {
+    'table1': 'Table 1: accuracy and cost', 'table2': 'Table 2: methods', 'table5': 'Table 5: what branches share',
+    'table6': 'Table 6: μ and accuracy', 'table7': 'Table 7: the ensemble', 'table8': 'Table 8: the distillation',
+    'figure3': 'Figure 3: policies in A²-Aug and alone', 'figure4': 'Figure 4: the number of branches',
+    'choices': 'What the paper leaves open'}
