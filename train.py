@@ -104,9 +104,7 @@ def main(argv: list[str] | None = None) -> None:
                 step, loader, epoch=epoch, device=device, mix=mix, grad_accum_steps=args.grad_accum_steps,
                 channels_last=args.channels_last, dtype=model_dtype(args), hooks=hooks)
             synchronize_bn(args, task)
-            metric = None
-            if (epoch + 1) % args.val_interval == 0 or epoch + 1 == num_epochs:
-                metric = run.end_epoch(epoch, trained, eval_loader, datasets)
+            metric = run.end_epoch(epoch, trained, eval_loader, datasets)
             if lr_scheduler is not None:
                 lr_scheduler.step(epoch + 1, metric)
     run.finish(test_loader)

@@ -105,7 +105,7 @@ class TrainedEpoch(NamedTuple):
 
     Attributes:
         terms: Mean loss terms over all ranks.
-        num_images: Targets over all ranks; of views that share one, it counts once.
+        num_images: Rows of targets over all ranks; the views of a branch share one, those of timm's splits do not.
         seconds: From the first batch asked for to the last update done.
     """
     terms: dict[str, float]

@@ -90,5 +90,5 @@ def targets_of(dataset: Dataset) -> list[int]:
     for name in ('targets', 'labels', '_labels'):  # torchvision's data sets differ
         if hasattr(dataset, name):
             return [int(target) for target in getattr(dataset, name)]
-    raise ValueError(f'{type(dataset).__name__} does not tell the classes of its images, of which an equal share of '
-                     'each is held out')
+    raise ValueError(f'{type(dataset).__name__} does not tell the classes of its images, which a class-balanced '
+                     'part of them needs')

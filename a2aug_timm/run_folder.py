@@ -64,6 +64,8 @@ class RunFolder:
         source = Path(source)
         self.history = [row for row in checkpoint.get('history', []) if row['epoch'] < start_epoch]
         self.keeper.load(checkpoint, start_epoch)
+        if self.history:  # which a run that was killed after its checkpoint has not written
+            write_summary(self.path / 'summary.csv', self.history)
         if source.parent.resolve() == self.path.resolve():
             return
         shutil.copyfile(source, self.last_path)

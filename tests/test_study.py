@@ -5,6 +5,7 @@ import json
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ import train
 from a2aug_timm.policies import sample_policies
 from a2aug_timm.study import Row, Run, Setting, Study, run_list
 from a2aug_timm.study.__main__ import main
-from a2aug_timm.study.outcomes import expected_search, outcome
+from a2aug_timm.study.estimate import Estimate
+from a2aug_timm.study.outcomes import expected_search, lines_of, outcome
 from a2aug_timm.study.pages import write_tables
 from a2aug_timm.study.rows import TABLES, Method
 
@@ -35,7 +37,7 @@ def recipe(tmp_path):
 
 @pytest.fixture
 def study(tmp_path):
-    return Study(tmp_path / 'study', {'holdout': 100, 'a2aug_space': 'cifar100'}, 10, ['net'], range(2))
+    return Study(tmp_path / 'study', {'holdout': 100, 'a2aug_space': 'cifar100'}, 10, ['net'], 2)
 
 
 def finish(study, run, top1, held=None, seconds=10., mu=(0.25, 0.75), branches=(70., 80.)):
@@ -89,7 +91,9 @@ def test_plain_runs_get_nothing_of_a2aug_and_all_runs_the_rest(study):
         METHOD.joint(2, '-average', a2aug_ensemble='average').settings(0)[0], METHOD.baseline(3).settings(0)[0]))
     assert study.config(joint) == {'holdout': 100, 'a2aug_space': 'cifar100', 'model': 'net', 'seed': 1, 'epochs': 10,
                                    'a2aug_branches': 2, 'a2aug_ensemble': 'average'}
-    assert study.config(plain) == {'holdout': 100, 'model': 'net', 'seed': 1, 'epochs': 30}
+    assert study.config(plain) == {'holdout': 100, 'model': 'net', 'seed': 1, 'epochs': 30, 'color_jitter': 0.}
+    stepwise = replace(study, recipe={'decay_epochs': 4, 'decay_milestones': [2, 3]})
+    assert stepwise.config(plain).items() >= {'decay_epochs': 12, 'decay_milestones': [6, 9]}.items()
 
 
 def test_the_best_of_several_runs_is_chosen_on_held_out_images_and_costs_all_of_them(study):
@@ -119,11 +123,12 @@ def test_tables_say_means_spreads_gains_and_costs(study):
             finish(study, row.runs('net', seed)[0], top1, seconds=1800.)
     write_tables(study, METHOD, ['table7'], ['the command'])
     baseline, _, adaptive = read_table(study, 'table7')
-    assert baseline['top-1, %'] == '81.00 ± 1.41' and baseline['gain'] == '' and adaptive['gain'] == '+3.50'
-    assert adaptive['top-1 of each seed'] == '84.00 85.00' and adaptive['seeds'] == '2'
-    assert adaptive['images seen'] == '2× (0.00 M)' and adaptive['hours of training'] == '0.500'
+    assert [float(baseline[name]) for name in ('top1', 'top1_std')] == pytest.approx([81, 2 ** 0.5])
+    assert baseline['gain'] == ''
+    assert [float(adaptive[name]) for name in ('top1', 'gain', 'gain_std', 'seeds', 'cost', 'views', 'seconds')] == (
+        pytest.approx([84.5, 3.5, 0.5 ** 0.5, 2, 2, 2000, 1800]))
     page = (study.folder / 'study.md').read_text(encoding='utf-8')
-    assert '| adaptive ensemble | 84.50 ± 0.71 | +3.50 | 2 |' in page
+    assert '| adaptive ensemble | 84.50 ± 0.71 | +3.50 ± 0.71 | 2 | 2× (0.002 M) | 0.5 | 84.00 85.00 |' in page
     assert 'the command' in page and 'holdout: 100' in page
     with open(study.folder / 'runs.csv', newline='', encoding='utf-8') as file:
         lines = list(csv.DictReader(file))
@@ -134,9 +139,30 @@ def test_what_is_not_done_is_no_figure(study):
     rows = TABLES['table7'](METHOD)
     finish(study, rows[2].runs('net', 1)[0], 84.)
     write_tables(study, METHOD, list(TABLES), [])
-    baseline, average, adaptive = read_table(study, 'table7')
-    assert baseline['top-1, %'] == average['top-1, %'] == '–' and baseline['seeds'] == '0'
-    assert adaptive['top-1, %'] == '84.00' and adaptive['gain'] == '' and adaptive['seeds'] == '1'
+    (adaptive,) = read_table(study, 'table7')
+    assert adaptive['top1'] == '84.0' and adaptive['gain'] == adaptive['top1_std'] == '' and adaptive['seeds'] == '1'
+    page = (study.folder / 'table7.md').read_text(encoding='utf-8')
+    assert '| baseline | – |  | 0 |' in page and '| adaptive ensemble | 84.00 |  | 1 |' in page
+
+
+def test_a_gain_is_over_the_seeds_that_both_have(study):
+    rows = TABLES['table7'](METHOD)
+    finish(study, rows[0].runs('net', 1)[0], 80.)
+    for seed, top1 in enumerate((50., 84.)):
+        finish(study, rows[2].runs('net', seed)[0], top1)
+    baseline, _, adaptive = lines_of(study, rows, 'net')
+    assert adaptive.gain == (4., None) and adaptive.top1[0] == 67. and baseline.seeds == {1: 80.}
+
+
+def test_runs_that_failed_are_named_and_a_search_goes_without_them(study):
+    runs = METHOD.search().runs('net', 0)
+    for run in runs[:2]:
+        finish(study, run, 80.)
+    study.beside(runs[2], 'failed').write_text('the loss is not finite\n')
+    assert outcome(study, runs).top1 == 80. and outcome(study, runs).cost == 3 and outcome(study, runs[2:]) is None
+    write_tables(study, METHOD, ['table1'], [])
+    page = (study.folder / 'study.md').read_text(encoding='utf-8')
+    assert 'net-ra-n1-m10-seed0 failed: the loss is not finite' in page
 
 
 def test_table_6_counts_where_the_largest_mu_is_at_the_best_branch(study):
@@ -157,27 +183,34 @@ def test_figures_are_drawn_of_what_is_done(study):
                 if not study.is_done(run):
                     finish(study, run, 80. + len(run.name) / 10)
     write_tables(study, METHOD, list(TABLES), [])
-    for name in ('cost', 'figure3', 'figure4'):
+    for name in ('cost', 'mu', 'figure3', 'figure4'):
         assert (study.folder / f'{name}.png').stat().st_size > 5000 and (study.folder / f'{name}.svg').is_file()
     assert '![figure4](figure4.png)' in (study.folder / 'study.md').read_text(encoding='utf-8')
 
 
 def test_a_run_that_another_process_holds_is_left_alone(study, monkeypatch):
     begun = []
-    monkeypatch.setattr(run_list, 'train', lambda study, run, lock: begun.append(run) or True)
+
+    def train_at_once(study, run, lock, num_processes):
+        begun.append(run)
+        finish(study, run, 80.)
+
+    monkeypatch.setattr(run_list, 'train', train_at_once)
     runs = METHOD.search().runs('net', 0)
     finish(study, runs[1], 80.)
-    with run_list._claim(study.path(runs[0]).with_name(f'{runs[0].name}.lock')) as lock:
+    with run_list.claim(study.beside(runs[0], 'lock')) as lock:
         assert lock is not None
-        assert run_list.work(study, runs, lambda run: True, lambda run, seconds: None) == 0
+        run_list.work(study, runs, lambda run: True, lambda run, seconds: None)
     assert begun == [runs[2]]
-    assert run_list.work(study, runs, lambda run: run != runs[2], lambda run, seconds: None) == 0
+    run_list.work(study, runs, lambda run: False, lambda run, seconds: None)
+    assert begun == [runs[2]]
+    run_list.work(study, runs, lambda run: True, lambda run, seconds: None)
     assert begun == [runs[2], runs[0]]
 
 
 def test_a_stopped_run_goes_on_and_one_that_fails_is_told(study, monkeypatch):
     recipe = {name: value for name, value in RECIPE.items() if name not in ('epochs', 'model')}
-    study = Study(study.folder, recipe, 2, ['wide_resnet10_1'], range(1))
+    study = Study(study.folder, recipe, 2, ['wide_resnet10_1'], 1)
     (run,) = METHOD.joint().runs('wide_resnet10_1', 0)
     study.path(run).parent.mkdir(parents=True)
     calls = []
@@ -187,19 +220,27 @@ def test_a_stopped_run_goes_on_and_one_that_fails_is_told(study, monkeypatch):
         train.main(command[2:])
         return subprocess.CompletedProcess(command, 0)
 
-    study.write_config(run)
-    train.main(['-c', str(study.config_path(run)), '--output', str(study.path(run).parent), '--experiment', run.name,
-                '--epochs', '1'])
+    config = study.beside(run, 'yaml')
+    config.write_text(yaml.safe_dump(study.config(run)))
+    train.main(['-c', str(config), '--output', str(config.parent), '--experiment', run.name, '--epochs', '1'])
     (study.path(run) / 'result.json').unlink()
     monkeypatch.setattr(run_list.subprocess, 'run', in_process)
     told = []
-    assert run_list.work(study, [run], lambda run: True, lambda run, seconds: told.append(seconds)) == 0
-    assert len(study.record(run).columns['epoch']) == 2 and '--resume' in calls[0] and told[0] > 0
+    run_list.work(study, [run], lambda run: True, lambda run, seconds: told.append(run))
+    assert len(study.record(run).columns['epoch']) == 2 and '--resume' in calls[0] and told == [run]
 
     (run,) = METHOD.baseline().runs('wide_resnet10_1', 0)
-    monkeypatch.setattr(run_list.subprocess, 'run', lambda command, **_: subprocess.CompletedProcess(command, 1))
-    assert run_list.work(study, [run], lambda run: True, lambda run, seconds: told.append(seconds)) == 1
-    assert told[1] is None
+    for code in (1, 2):
+        def end(command, stdout, code=code, **_):
+            stdout.write('Traceback\ntrain.py: error: no such thing\n\n')
+            return subprocess.CompletedProcess(command, code)
+        monkeypatch.setattr(run_list.subprocess, 'run', end)
+        if code == 2:
+            with pytest.raises(ValueError, match='^no such thing$'):
+                run_list.work(study, [run], lambda run: True, lambda run, seconds: told.append(run))
+        else:
+            run_list.work(study, [run], lambda run: True, lambda run, seconds: told.append(run))
+            assert told[1] == run and study.failure(run) == 'train.py: error: no such thing'
 
 
 def test_two_processes_share_the_runs_and_a_second_call_trains_nothing(recipe, tmp_path):
@@ -212,14 +253,24 @@ def test_two_processes_share_the_runs_and_a_second_call_trains_nothing(recipe, t
     runs = tmp_path / 'out' / 'runs'
     done = {path.parent.name: path.stat().st_mtime_ns for path in runs.glob('*/result.json')}
     assert set(done) == {f'wide_resnet10_1-{name}-seed0' for name in ('baseline', 'a2aug2-average', 'a2aug2')}
-    assert sum(out.count(' s\n') for out, _ in outputs) == 3
+    assert sum(out.count(': top-1 ') for out, _ in outputs) == 3
     for log in runs.glob('*.log'):
         assert log.read_text(encoding='utf-8').count('Best: branch') == 1
 
     main(['table7', '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '1'])
     assert {path.parent.name: path.stat().st_mtime_ns for path in runs.glob('*/result.json')} == done
-    with open(tmp_path / 'out' / 'table7.csv', newline='', encoding='utf-8') as file:
-        assert [line['seeds'] for line in csv.DictReader(file)] == ['1', '1', '1']
+    main(['table8', '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '1', '--budget', '0'])
+    page = (tmp_path / 'out' / 'study.md').read_text(encoding='utf-8')
+    assert 'Table 7' in page and '| no KL | – |' in page and '| adaptive ensemble | – |' not in page
+
+
+def test_estimates_are_by_views_and_a_budget_begins_nothing_that_would_end_later(study):
+    runs = [run for row in TABLES['table1'](METHOD) for run in row.runs('net', 0)]
+    estimate = Estimate(study, runs, 1000, may_probe=False)
+    assert estimate.seconds(runs[0]) is None
+    for run in runs[:2]:
+        finish(study, run, 80., seconds=30.)
+    assert [estimate.seconds(run) for run in runs if run.setting.name in ('a2aug2', 'baseline-2x')] == [60., 60.]
 
 
 def test_a_plan_says_runs_and_hours_and_leaves_nothing(recipe, tmp_path, capsys):
@@ -232,8 +283,12 @@ def test_a_plan_says_runs_and_hours_and_leaves_nothing(recipe, tmp_path, capsys)
 
 
 @pytest.mark.parametrize('flags, words', [
-    (['--a2aug-branches', '1'], 'needs a recipe of A²-Aug'), (['--seed', '3'], 'seed is what a study sets itself'),
-    (['--a2aug-policies', 'v0', '3a'], 'a2aug_policies is what'), (['--seeds', '0'], '--seeds is 1 or more'),
+    (['--a2aug-branches', '1'], 'needs a recipe of A²-Aug'), (['--seed', '3'], '--seed is what a study sets itself'),
+    (['--a2aug-policies', 'v0', '3a'], '--a2aug-policies is what'), (['--seeds', '0'], '--seeds and --nproc are 1'),
+    (['--budget', 'nan'], '--budget 0 or more'),
+    (['--a2aug-kl-weight', '0'], '--a2aug-kl-weight is what the tables compare'),
+    (['--lr', '0.1', 'figure4'], "what is 'figure4'?"), (['--val-split', ''], 'reports the validation split'),
+    (['--model', 'resnet18', 'wide_resnet10_1', '--input-size', '1', '16', '16', '--holdout', '2000'], 'be held out'),
     (['--modle', 'resnet18'], "unknown argument '--modle'"), (['--model', 'resnet81'], 'resnet81'),
     (['--dataset', 'torch/cifar10', '--data', '/nowhere'], "no data folder '/nowhere'"),
     (['--a2aug-norm', 'all'], 'do not go together')])
@@ -245,9 +300,11 @@ def test_bad_input_is_refused_before_any_work(recipe, tmp_path, capsys, flags, w
 
 
 def test_a_folder_keeps_one_recipe(recipe, study, capsys):
-    study = Study(study.folder, {**RECIPE, 'lr': 0.3}, 1, ['wide_resnet10_1'], range(1))
-    for run in METHOD.baseline().runs('wide_resnet10_1', 0):
-        study.write_config(run)
+    kept = {name: value for name, value in RECIPE.items() if name not in ('epochs', 'model')}
+    Study(study.folder, {**kept, 'lr': 0.3, 'checkpoint_hist': 1, 'workers': 5}, 1, ['net'], 4).keep()
     with pytest.raises(SystemExit):
         main(['table7', '-c', recipe, '-o', str(study.folder), '--seeds', '1'])
-    assert 'give another folder' in capsys.readouterr().err
+    assert 'a recipe with lr 0.3, not None; give another folder' in capsys.readouterr().err
+    ours = Study(study.folder, {**kept, 'lr': 0.3, 'checkpoint_hist': 1}, 1, ['other'], 2)
+    ours = ours.with_kept()
+    assert ours.models == ['net', 'other'] and ours.num_seeds == 4

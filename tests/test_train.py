@@ -106,6 +106,7 @@ def test_flags_work_with_branches(tmp_path, argv):
     assert (run / 'export' / 'model.safetensors').exists()
     rows = rows_of(run)
     assert len(rows) == (1 if '--val-interval' in argv else 2)
+    assert sum(float(row['train_views']) for row in rows) == 2 * 3 * 1280  # the last of 1,437 images fill no batch
     mu = [float(rows[-1][f'mu_{i}']) for i in range(3)]
     assert (mu == pytest.approx([1 / 3] * 3)) == ('average' in argv)
     assert ('eval_top1' in rows[0]) == ('--val-split' not in argv)
@@ -143,7 +144,7 @@ def test_flags_reach_what_they_name(tmp_path, monkeypatch):
     assert any(getattr(part, 'p', None) == 0.25 for part in loader.dataset.transform.stages[0].transforms)
     assert loader.dataset.transform.stages[1].transforms == []  # no color jitter after the policies
     assert (built['step'].clip_grad, built['step'].clip_mode) == (0.7, 'value')
-    of_mu, others = ([group['initial_lr'] for group in built['step'].optimizer.param_groups
+    of_mu, others = ([group['initial_lr'] * group.get('lr_scale', 1) for group in built['step'].optimizer.param_groups
                       if is_of_mu == any(one is built['task'].mu_logits for one in group['params'])]
                      for is_of_mu in (True, False))
     assert of_mu == [5 * others[0]] and len(set(others)) == 1

@@ -137,22 +137,26 @@ def build_optimizer(
         args.lr = args.lr_base * (ratio ** 0.5 if args.lr_base_scale == 'sqrt' else ratio)
     optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     if args.a2aug_branches > 1:
-        _scale_lr_of_mu(optimizer, task, args.a2aug_mu_lr_scale)
+        _scale_lr_of_mu(optimizer, task, args.a2aug_mu_lr_scale, is_scheduled=args.sched != 'none')
     lr_scheduler, num_epochs = create_scheduler_v2(
         optimizer, **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
         updates_per_epoch=-(-len(loader) // args.grad_accum_steps))
     return optimizer, lr_scheduler, num_epochs
 
 
-def _scale_lr_of_mu(optimizer: torch.optim.Optimizer, task: A2AugTask, scale: float) -> None:
+def _scale_lr_of_mu(optimizer: torch.optim.Optimizer, task: A2AugTask, scale: float, is_scheduled: bool) -> None:
     """Give μ a parameter group of its own, whose learning rate is a multiple of what it would be."""
     if scale == 1:
         return
     mu = task.mu_logits
     group = next(group for group in optimizer.param_groups if any(one is mu for one in group['params']))
     group['params'] = [one for one in group['params'] if one is not mu]
-    # timm's schedulers take the learning rate that a group begins with for its highest.
-    optimizer.add_param_group({**group, 'params': [mu], 'lr': scale * group['lr']})
+    of_mu = {**group, 'params': [mu]}
+    if is_scheduled:
+        of_mu['lr_scale'] = scale * group.get('lr_scale', 1.)  # timm's schedulers multiply by it
+    else:
+        of_mu['lr'] = scale * group['lr']
+    optimizer.add_param_group(of_mu)
 
 
 def mean_batch_size(args: argparse.Namespace, loader: Any) -> float:

@@ -46,6 +46,9 @@ class Run:
     data_config: dict[str, Any]
     workers: RememberingCollate | None = None
     log: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
+    # Trained since the last row of the summary; --val-interval leaves epochs without one.
+    _num_images: int = field(default=0, init=False)
+    _seconds: float = field(default=0., init=False)
 
     def on_update(self, update: Update) -> None:
         """Show an update, and do what the flags want at it."""
@@ -64,8 +67,10 @@ class Run:
         if utils.is_primary(self.args):
             self.folder.save_recovery({**state, 'a2aug': record}, epoch, update)
 
-    def end_epoch(self, epoch: int, trained: TrainedEpoch, loader: Any, datasets: list[Any]) -> float:
-        """Judge every branch, keep the epoch, show it; the metric that it is judged by.
+    def end_epoch(self, epoch: int, trained: TrainedEpoch, loader: Any, datasets: list[Any]) -> float | None:
+        """Judge every branch, keep the epoch, show it; the metric that it is judged by, None where it is not.
+
+        ``--val-interval`` leaves epochs out, but not the last.
 
         Args:
             loader: Of validation images, or None.
@@ -74,13 +79,18 @@ class Run:
         Raises:
             FloatingPointError: The weights, or the losses of all branches, are not finite.
         """
+        self._num_images += trained.num_images
+        self._seconds += trained.seconds
+        if (epoch + 1) % self.args.val_interval and epoch + 1 < self.progress.num_epochs:
+            return None
         record = self._judge(epoch, loader)
         metric = trained.terms['loss']
         if record['metrics']:
             metric = record['metrics'][record['best_branch']][self.args.eval_metric]
         row = summary_row(
             epoch, trained.terms, record['metrics'], record['mu'], record['best_branch'], self.step.lr,
-            train_views=trained.num_images * self.args.a2aug_branches, train_seconds=round(trained.seconds, 3))
+            train_views=self._num_images * self.args.a2aug_branches, train_seconds=round(self._seconds, 3))
+        self._num_images, self._seconds = 0, 0.
         state = self._state()
         num_skipped = self._count_skipped(datasets)
         if utils.is_primary(self.args):

@@ -66,10 +66,10 @@ def draw_views(views: Sequence[Sequence], labels: Iterable[str]) -> Figure:
 
 def save(figure: Figure, path: Path) -> str:
     """Write ``path`` as PNG and SVG; the SVG's text, for a page."""
-    figure.savefig(path.with_suffix('.png'), dpi=150)
+    figure.savefig(path.with_name(f'{path.name}.png'), dpi=150)
     buffer = io.StringIO()
     figure.savefig(buffer, format='svg', metadata={'Date': None})
-    path.with_suffix('.svg').write_text(buffer.getvalue(), encoding='utf-8')
+    path.with_name(f'{path.name}.svg').write_text(buffer.getvalue(), encoding='utf-8')
     return buffer.getvalue()
 
 

@@ -1,23 +1,32 @@
 """Plan the runs of tables, train them, and write the tables."""
 import argparse
 import importlib.util
+import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
+
 from ..cli.arguments import train_parser
+from ..cli.build_data import build_datasets
+from ..cli.checks import flag
 from ..cli.config import StrictParser
 from ..cli.tracking import command_and_versions
 from ..cli.train_checks import check_train
 from ..policies import SPACES
 from . import Run, Study
-from .estimate import estimate
+from .estimate import Estimate
 from .rows import TABLES, Method
-from .run_list import TRAIN, work
+from .run_list import TRAIN, claim, work
 
-# What a study sets itself.
-_OWN = ('seed', 'a2aug_seed', 'a2aug_policies', 'aa', 'output', 'experiment', 'resume', 'initial_checkpoint')
+# What a study sets itself, or its tables compare.
+_OWN = ('seed', 'a2aug_seed', 'a2aug_policies', 'aa', 'output', 'experiment', 'resume', 'start_epoch',
+        'initial_checkpoint', 'a2aug_op_backend')
+# Schedules whose settings are epochs; the others stretch with a run.
+_STEPS = ('step', 'multistep', 'plateau')
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,89 +34,145 @@ def main(argv: list[str] | None = None) -> None:
                           epilog="Every other flag is train.py's, and belongs to the recipe.")
     add = parser.add_argument
     add('tables', nargs='+', choices=[*TABLES, 'all'], metavar='TABLE', help=', '.join(TABLES) + ', or all')
-    add('-c', '--config', required=True, metavar='FILE', help="the recipe, one of A²-Aug, as train.py's -c takes it")
-    add('-o', '--output', required=True, metavar='FOLDER', help='folder of the tables, and of the runs below it')
+    add('-c', '--config', metavar='FILE', help="the recipe, one of A²-Aug, as train.py's -c takes it")
+    add('-o', '--output', default='output/study', metavar='FOLDER',
+        help='folder of the tables, and of the runs below it (default: output/study)')
     add('--data', metavar='DIR', help="images, as train.py's --data-dir")
     add('--model', nargs='+', metavar='MODEL', help="networks (default: the recipe's)")
     add('--seeds', type=int, default=3, metavar='N', help='runs of each setting (default: 3)')
-    add('--budget', type=float, default=None, metavar='HOURS', help='begin no run that would end later than that')
-    add('--plan', action='store_true', help='print the runs and the hours that they will take, and do nothing')
+    add('--nproc', type=int, default=1, metavar='N', help='devices of a run, as distributed_train.sh has them')
+    add('--budget', type=float, default=None, metavar='HOURS', help='begin no run whose training would end later')
+    add('--plan', action='store_true', help='print the runs and the hours that they will take, and train none')
     args, flags = parser.parse_known_args(argv)
-    with parser.user_errors():
-        study, method, runs = prepare(args, flags)
-    seconds = estimate(study, runs, may_probe=args.plan or args.budget is not None)
-    print_plan(study, runs, seconds)
-    if args.plan:
-        return
-    end = time.monotonic() + 3600 * args.budget if args.budget is not None else float('inf')
-    try:
-        num_failed = work(study, runs, lambda run: time.monotonic() + (seconds.get(run) or 0) < end, _report)
-    except KeyboardInterrupt:
-        parser.exit(130, 'stopped; the same command goes on where this one ended\n')
-    from .pages import PAGE, write_tables  # matplotlib is an extra
-    write_tables(study, method, [table for table in TABLES if table in args.tables or 'all' in args.tables],
-                 command_and_versions())
-    print(f"{study.folder / PAGE}, and its tables and figures beside it")
-    if num_failed:
-        parser.exit(1, f"{num_failed} runs failed; their logs are in '{study.folder / 'runs'}'\n")
+    with parser.user_errors(OSError):
+        study, method, runs, num_images = prepare(args, flags)
+        wanted = study.with_kept()
+        estimate = Estimate(study, runs, num_images, may_probe=args.plan or args.budget is not None)
+        print_plan(study, runs, estimate)
+        if args.plan:
+            return
+        wanted.keep()
+        end = math.inf if args.budget is None else time.monotonic() + 3600 * args.budget
+        try:
+            work(study, runs, lambda run: time.monotonic() + (estimate.seconds(run) or 0) < end,
+                 lambda run, seconds: _report(study, run, seconds), args.nproc)
+        except KeyboardInterrupt:
+            parser.exit(130, 'stopped; the same command goes on where this one ended\n')
+    write_all(wanted, method, [table for table in TABLES if table in args.tables or 'all' in args.tables])
+    if failed := [run.name for run in runs if study.failure(run)]:
+        parser.exit(1, f"{len(failed)} runs failed; their logs are in '{study.folder / 'runs'}': {', '.join(failed)}\n")
 
 
-def prepare(args: argparse.Namespace, flags: Sequence[str]) -> tuple[Study, Method, list[Run]]:
-    """What the arguments ask for, each run of it checked as train.py would. Raises ``ValueError``."""
+def prepare(args: argparse.Namespace, flags: Sequence[str]) -> tuple[Study, Method, list[Run], int]:
+    """What the arguments ask for, and the number of training images; each run is checked as train.py would.
+
+    Raises:
+        ValueError: The arguments, the recipe or the data are not what a study can do with.
+    """
     if importlib.util.find_spec('matplotlib') is None:
         raise ValueError('a study draws with matplotlib: pip install -e ".[report]"')
     if not TRAIN.is_file():
         raise ValueError(f'a study runs train.py, which is not at {TRAIN}; install this package with pip install -e')
-    if args.seeds < 1 or (args.budget is not None and args.budget < 0):
-        raise ValueError('--seeds is 1 or more, --budget 0 or more')
-    given = ['-c', args.config, *flags, *(['--data-dir', args.data] if args.data else [])]
-    base, explicit = train_parser().parse(given)
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise ValueError('a study starts the processes of its runs itself; start it once, with --nproc')
+    if args.seeds < 1 or args.nproc < 1 or (args.budget is not None and not args.budget >= 0):
+        raise ValueError('--seeds and --nproc are 1 or more, --budget 0 or more')
+    if os.path.exists(args.output) and not os.path.isdir(args.output):
+        raise ValueError(f"'{args.output}' is not a folder")
+    base, recipe = read_recipe(args, flags)
+    models = list(dict.fromkeys(args.model or [base.model]))
+    study = Study(Path(args.output), recipe, base.epochs, models, args.seeds)
+    method = method_of(base, models)
+    tables = [table for table in TABLES if table in args.tables or 'all' in args.tables]
+    # All of the first seed come first, so that a study that is cut short has every line; before them a joint run of
+    # each network, which is refused where a plain one is not.
+    joint = [run for model in models for run in method.joint().runs(model, 0)]
+    runs = list(dict.fromkeys(
+        run for seed in study.seeds for table in tables for row in TABLES[table](method) for model in models
+        for run in row.runs(model, seed)))
+    runs = [*(run for run in joint if run in runs), *(run for run in runs if run not in joint)]
+    for run in runs:
+        for name in run.setting.changes.keys() & recipe.keys() - {'a2aug_branches', 'cutout'}:
+            raise ValueError(f'{flag(name)} is what the tables compare; leave it out of the recipe')
+        check(study.config(run))
+    plain = check(study.config(next(run for run in runs if not run.setting.is_joint)))
+    in_chans = plain.in_chans or (plain.input_size or [3])[0]
+    images = build_datasets(plain, {'input_size': (in_chans,)}, plain.num_classes or 10 ** 9).train
+    return study, method, runs, len(images)
+
+
+def read_recipe(args: argparse.Namespace, flags: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """All arguments of train.py, and of them those that make the recipe. Raises ``ValueError``."""
+    base, explicit = train_parser().parse([*(['-c', args.config] if args.config else []), *flags])
+    explicit = {name for name in explicit if getattr(base, name) is not None}
+    if 'data' in explicit:
+        raise ValueError(f"what is '{base.data}'? the names of the tables come first, --data names the images")
+    if args.data and 'data_dir' in explicit:
+        base.data_dir = args.data
     for name in _OWN:
         if name in explicit:
-            raise ValueError(f'{name} is what a study sets itself; leave it out of the recipe and the command line')
+            raise ValueError(f'{flag(name)} is what a study sets itself; leave it out of the recipe')
     if base.a2aug_branches < 2:
-        raise ValueError("a study needs a recipe of A²-Aug; add --a2aug-branches, the N that its tables are made for")
+        raise ValueError('a study needs a recipe of A²-Aug; add --a2aug-branches, the N that its tables are made for')
+    if not base.val_split:
+        raise ValueError('a study reports the validation split; leave --val-split as it is')
     recipe = {name: getattr(base, name) for name in vars(base) if name in explicit - {'model', 'epochs'}}
-    if base.holdout is None:
-        recipe['holdout'] = 0.1
+    recipe.update({'data_dir': args.data} if args.data else {})
+    recipe.setdefault('holdout', 0.1)
     recipe.setdefault('checkpoint_hist', 1)
-    num_layers, magnitudes = base.a2aug_num_layers, base.a2aug_magnitudes
-    if base.a2aug_space is not None:
-        num_layers, magnitudes = SPACES[base.a2aug_space]
-    size = base.img_size or (base.input_size or [3, 224, 224])[-1]
-    method = Method(base.a2aug_branches, num_layers, magnitudes, size)
-    study = Study(Path(args.output), recipe, base.epochs, args.model or [base.model], range(args.seeds))
-    tables = [table for table in TABLES if table in args.tables or 'all' in args.tables]
-    # All of the first seed come first, so that a study that is cut short has every line.
-    runs = list(dict.fromkeys(
-        run for seed in study.seeds for table in tables for row in TABLES[table](method)
-        for model in study.models for run in row.runs(model, seed)))
-    for run in runs:
-        check(study.config(run))
-        study.check_kept(run)
-    return study, method, runs
+    if base.sched in _STEPS:
+        recipe.update({name: getattr(base, name) for name in ('decay_epochs', 'decay_milestones', 'patience_epochs')})
+    return base, recipe
 
 
-def check(config: dict[str, Any]) -> None:
-    """Refuse what train.py would refuse. Raises ``ValueError``."""
+def method_of(base: argparse.Namespace, models: Sequence[str]) -> Method:
+    """The recipe's N, search space, image size and Cutout. Raises ``ValueError``."""
+    num_layers, magnitudes = SPACES.get(base.a2aug_space, (base.a2aug_num_layers, base.a2aug_magnitudes))
+    sizes = {base.img_size or base.input_size[-1]} if base.img_size or base.input_size else {
+        config.input_size[-1] for model in models if (config := timm.get_pretrained_cfg(model)) is not None}
+    if len(sizes) > 1:
+        raise ValueError(f"the networks' images are of {sorted(sizes)} pixels; give all one --img-size")
+    size = next(iter(sizes), 224)
+    nearest = 'imagenet' if size > 64 else 'svhn' if base.a2aug_space == 'svhn' else 'cifar10'
+    return Method(base.a2aug_branches, num_layers, magnitudes, size, base.cutout, f'autoaugment_{nearest}')
+
+
+def check(config: dict[str, Any]) -> argparse.Namespace:
+    """All of a run's arguments; refuses what train.py would refuse. Raises ``ValueError``."""
     defaults = {action.dest: action.default for action in train_parser()._actions}
-    check_train(argparse.Namespace(**{**defaults, **config}), set(config), defaults)
+    args = argparse.Namespace(**{**defaults, **config})
+    check_train(args, set(config), defaults)
+    return args
 
 
-def print_plan(study: Study, runs: Sequence[Run], seconds: dict[Run, float | None]) -> None:
+def print_plan(study: Study, runs: Sequence[Run], estimate: Estimate) -> None:
     """A line a run, and the sum."""
+    remaining = {run: estimate.seconds(run) for run in runs if not study.is_done(run)}
     for run in runs:
-        took = seconds.get(run)
-        state = 'done' if run not in seconds else 'unknown' if took is None else f'{took / 3600:.2f} h'
-        print(f'{run.name:60} {run.setting.cost:3}×  {state}')
-    known = [took for took in seconds.values() if took is not None]
-    hours = f'about {sum(known) / 3600:.1f} hours of training' if len(known) == len(seconds) else 'hours unknown'
-    print(f"{len(runs)} runs, {len(runs) - len(seconds)} of them done; the others see "
-          f"{sum(run.setting.cost for run in seconds)}× the images of a plain run of {study.epochs} epochs: {hours}")
+        seconds = remaining.get(run)
+        state = 'done' if run not in remaining else '' if seconds is None else f'{seconds / 3600:.2f} h'
+        print(f'{run.name:60} {run.setting.cost:3}×  {state}'.rstrip())
+    known = [seconds for seconds in remaining.values() if seconds is not None]
+    hours = f': about {sum(known) / 3600:.1f} hours of training' if len(known) == len(remaining) else ''
+    print(f"{len(runs)} runs, {len(runs) - len(remaining)} of them done; the others see "
+          f"{sum(run.setting.cost for run in remaining)}× the images of a plain run of {study.epochs} epochs{hours}",
+          flush=True)
 
 
-def _report(run: Run, seconds: float | None) -> None:
-    print(f'{run.name}: ' + ('failed' if seconds is None else f'{seconds:.0f} s'), flush=True)
+def _report(study: Study, run: Run, seconds: float) -> None:
+    record = study.record(run)
+    came_to = f"failed: {study.failure(run)}" if record is None else f"top-1 {record.result['test']['top1']:.2f}"
+    print(f'{run.name}: {came_to}, {seconds:.0f} s', flush=True)
+
+
+def write_all(study: Study, method: Method, tables: Sequence[str]) -> None:
+    """Write the tables and those that the folder has already, one process after the other."""
+    from .pages import PAGE, write_tables  # matplotlib is an extra
+    with claim(study.folder / 'study.lock', wait=True):
+        tables = [table for table in TABLES if table in tables or (study.folder / f'{table}.md').is_file()]
+        num_done, num_runs = write_tables(study, method, tables, command_and_versions())
+    rest = '' if num_done == num_runs else f', of {num_done} of {num_runs} runs'
+    print(f'{study.folder / PAGE}, and its tables and figures beside it{rest}')
 
 
 if __name__ == '__main__':

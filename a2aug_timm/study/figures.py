@@ -1,11 +1,13 @@
 """Figures of a study, drawn as those of a run's report are."""
+import statistics
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..report.plots import COLORS, ENSEMBLE_COLOR, draw_series, finish, short_policy
+from ..report.plots import COLORS, ENSEMBLE_COLOR, draw_mu, draw_series, finish, short_policy
 from . import Row, Study
-from .outcomes import expected_search, mean_and_std, outcomes
+from .outcomes import Line, expected_search, lines_of
 from .rows import MAX_BRANCHES, Method
 
 
@@ -33,19 +35,25 @@ def draw_branches(study: Study, rows: Sequence[Row], model: str) -> Figure | Non
     return figure
 
 
+def draw_weights(study: Study, rows: Sequence[Row], model: str) -> Figure | None:
+    """μ over the epochs, at the first seed that is done."""
+    records = (study.record(run) for seed in study.seeds for run in rows[0].runs(model, seed))
+    record = next((record for record in records if record is not None), None)
+    return None if record is None else draw_mu(record)
+
+
 def draw_numbers(study: Study, rows: Sequence[Row], model: str, baseline: Row) -> Figure | None:
     """Figure 4: top-1 against the number of branches, with the spread over seeds, which also draw the policies."""
-    points = [(num, *mean_and_std([one.top1 for one in found]))
-              for num, row in enumerate(rows, 1) if (found := outcomes(study, row, model))]
+    points = [(num, line) for num, line in enumerate(lines_of(study, rows, model), 1) if line.top1 is not None]
     if not points:
         return None
     figure = Figure(figsize=(5.5, 3.6), layout='constrained')
     axes = figure.subplots()
-    nums, means, stds = zip(*points, strict=True)
-    axes.errorbar(nums, means, stds, fmt='o-', color=COLORS[0], capsize=4, label='A²-Aug')
-    if found := outcomes(study, baseline, model):
-        axes.axhline(mean_and_std([one.top1 for one in found])[0], color=ENSEMBLE_COLOR, linestyle='--', linewidth=1,
-                     label='baseline')
+    nums, lines = zip(*points, strict=True)
+    _draw_points(axes, nums, lines, 'A²-Aug', COLORS[0], 'o-')
+    (line,) = lines_of(study, [baseline], model)
+    if line.top1 is not None:
+        axes.axhline(line.top1[0], color=ENSEMBLE_COLOR, linestyle='--', linewidth=1, label='baseline')
     axes.set_xticks(nums)
     axes.set_title(f'top-1, %: {model}', loc='left')
     finish(axes, 'number of branches, N')
@@ -53,25 +61,21 @@ def draw_numbers(study: Study, rows: Sequence[Row], model: str, baseline: Row) -
 
 
 def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> Figure | None:
-    """Top-1 against the images seen: every row, the random search on the grid as it grows, A²-Aug as N grows."""
+    """Top-1 against the images seen: A²-Aug as N grows, the random search as it grows, plain training as it lasts."""
     figure = Figure(figsize=(7, 4.4), layout='constrained')
     axes = figure.subplots()
-    search = method.search()
-    curves = [curve for seed in study.seeds if (curve := expected_search(study, search, model, seed))]
-    if curves:
-        means = [mean_and_std(values)[0] for values in zip(*curves, strict=True)]
+    search, num = method.search(), method.num_branches
+    if curves := [curve for seed in study.seeds if (curve := expected_search(study, search, model, seed))]:
+        means = [statistics.fmean(values) for values in zip(*curves, strict=True)]
         axes.plot(range(1, len(means) + 1), means, '-', color=COLORS[1], label='RA, the best of k policies')
-    joint = [(found[0].cost, *mean_and_std([one.top1 for one in found])) for num in range(2, MAX_BRANCHES + 1)
-             if num <= method.num_policies and (found := outcomes(study, method.joint(num), model))]
-    if joint:
-        axes.errorbar(*zip(*joint, strict=True), fmt='o-', color=COLORS[0], capsize=3, label='A²-Aug, N branches')
-    plain = (('baseline', ENSEMBLE_COLOR, 's', [method.baseline(), method.baseline(method.num_branches)]),
-             ('RA, a drawn policy, longer', COLORS[2], '^', [method.drawn(1), method.drawn(1, method.num_branches)]))
-    for label, color, marker, lines in plain:
-        points = [(found[0].cost, *mean_and_std([one.top1 for one in found])) for row in lines
-                  if (found := outcomes(study, row, model))]
-        if points:
-            axes.errorbar(*zip(*points, strict=True), fmt=f'{marker}--', color=color, capsize=3, label=label)
+    joint = [method.joint(num) for num in range(2, min(MAX_BRANCHES, method.num_policies) + 1)]
+    for label, color, style, of_label in (
+            ('A²-Aug, N branches', COLORS[0], 'o-', joint),
+            ('baseline', ENSEMBLE_COLOR, 's--', [method.baseline(), method.baseline(num)]),
+            ('RA, a drawn policy', COLORS[2], '^--', [method.drawn(1), method.drawn(1, num)])):
+        lines = [line for line in lines_of(study, of_label, model) if line.top1 is not None]
+        if lines:
+            _draw_points(axes, [line.cost for line in lines], lines, label, color, style)
     if not axes.get_legend_handles_labels()[0]:
         return None
     axes.set_xscale('log', base=2)
@@ -79,3 +83,10 @@ def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> 
     axes.set_title(f'top-1, %, and what it took: {model}', loc='left')
     finish(axes, 'images seen, as a multiple of a plain run')
     return figure
+
+
+def _draw_points(axes: Axes, xs: Sequence[int], lines: Sequence[Line], label: str, color: str, style: str) -> None:
+    """Means, with the standard deviation where there are several seeds."""
+    means, stds = zip(*(line.top1 for line in lines), strict=True)
+    stds = [float('nan') if std is None else std for std in stds]
+    axes.errorbar(xs, means, stds, fmt=style, color=color, capsize=4, label=label)

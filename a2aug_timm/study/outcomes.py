@@ -30,9 +30,12 @@ class Outcome:
 
 
 def outcome(study: Study, runs: Sequence[Run]) -> Outcome | None:
-    """What the runs of a row and seed have come to; None while one of them is not done."""
-    records = [study.record(run) for run in runs]
-    if None in records:
+    """What the runs of a row and seed have come to; None while one of them is to come, or if all failed.
+
+    A choice of several leaves out those that failed, as a search would; their cost before they did is not known.
+    """
+    records = [study.record(run) for run in runs if study.failure(run) is None]
+    if None in records or not records:
         return None
     best = max(records, key=chosen_score)
     return Outcome(
@@ -46,15 +49,50 @@ def chosen_score(record: RunRecord) -> float:
     return record.result['chosen_with'][metric] * (-1 if metric == 'loss' else 1)
 
 
-def outcomes(study: Study, row: Row, model: str) -> list[Outcome]:
-    """Of each seed whose runs are done."""
-    found = (outcome(study, row.runs(model, seed)) for seed in study.seeds)
-    return [one for one in found if one is not None]
+def outcomes(study: Study, row: Row, model: str) -> dict[int, Outcome]:
+    """By seed, of those whose runs are done."""
+    found = {seed: outcome(study, row.runs(model, seed)) for seed in study.seeds}
+    return {seed: one for seed, one in found.items() if one is not None}
 
 
-def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation, which is 0 for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation, which a single value has not."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table, over seeds.
+
+    Attributes:
+        top1: Mean and standard deviation; None without a seed.
+        gain: The same, of the differences to the first row at the seeds that both have.
+        cost: As a multiple of a plain run; ``views`` and ``seconds`` are means.
+    """
+    model: str
+    label: str
+    seeds: dict[int, float]
+    top1: tuple[float, float | None] | None = None
+    gain: tuple[float, float | None] | None = None
+    cost: int | None = None
+    views: float | None = None
+    seconds: float | None = None
+
+
+def lines_of(study: Study, rows: Sequence[Row], model: str) -> list[Line]:
+    """The rows of a table for one network."""
+    lines = []
+    for row in rows:
+        found = outcomes(study, row, model)
+        top1 = {seed: one.top1 for seed, one in found.items()}
+        first = lines[0].seeds if lines else {}
+        gains = [top1[seed] - first[seed] for seed in top1 if seed in first]
+        one = next(iter(found.values()), None)
+        lines.append(Line(model, row.label, top1) if one is None else Line(
+            model, row.label, top1, mean_and_std(list(top1.values())), mean_and_std(gains) if gains else None, one.cost,
+            statistics.fmean(one.views for one in found.values()),
+            statistics.fmean(one.seconds for one in found.values())))
+    return lines
 
 
 def expected_search(study: Study, row: Row, model: str, seed: int) -> list[float]:

@@ -5,83 +5,87 @@ import platform
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from matplotlib.figure import Figure
+from timm.models import safe_model_name
 
 from ..checkpoint import atomic_write
 from ..report.plots import save
 from . import Row, Study
-from .figures import draw_branches, draw_cost, draw_numbers
-from .outcomes import mean_and_std, outcomes, write_runs
+from .figures import draw_branches, draw_cost, draw_numbers, draw_weights
+from .outcomes import Line, lines_of, write_runs
 from .rows import TABLES, TITLES, Method
 
-Table = list[list[str]]  # its first line is the head
+Table = list[list[Any]]  # its first line is the head
 
 PAGE = 'study.md'
 _HEAD = """# A study of A²-Aug
 
 Top-1 is measured on the validation split, once a run; branch, epoch and policy are chosen on images held out of the
-training split. Mean ± sample standard deviation over seeds; a seed draws policies, weights and batches. Images seen
-count every view; 1× is a plain run of {epochs} epochs. Hours are those of training, without evaluation."""
+training split, which Table 6 and Figure 3 show. Mean ± sample standard deviation over seeds; a seed draws policies,
+weights and batches; a gain is the mean of the differences to the first line at the same seeds. Images seen count every
+view; 1× is a plain run of {epochs} epochs. Hours are those of training, without evaluation; they compare where the
+machine did nothing else."""
 
 
-def write_tables(study: Study, method: Method, tables: Sequence[str], origin: Sequence[str]) -> None:
-    """Write each table, its figures, ``runs.csv``, and a page of all tables that the folder holds."""
+def write_tables(study: Study, method: Method, tables: Sequence[str], origin: Sequence[str]) -> tuple[int, int]:
+    """Write each table with its figures, ``runs.csv`` and a page of all; how many runs are done, and of how many."""
+    study.folder.mkdir(parents=True, exist_ok=True)
+    all_runs = {}
     for name in tables:
         rows = TABLES[name](method)
-        make = {'table2': _methods, 'table6': _branches}.get(name, _costs)
-        table, notes = make(study, rows)
+        markdown, plain, notes = {'table2': _methods, 'table6': _branches}.get(name, _costs)(study, rows)
+        runs = [run for seed in study.seeds for row in rows for model in study.models for run in row.runs(model, seed)]
+        all_runs.update(dict.fromkeys(runs))
+        notes += [f'{run.name} failed: {why}' for run in dict.fromkeys(runs) if (why := study.failure(run))]
         figures = [_save_figure(study.folder / stem, figure) for stem, figure in _figures(name, study, method, rows)]
-        _write(study.folder / f'{name}.md', '\n\n'.join([f'## {TITLES[name]}', _markdown(table), *notes, *figures]))
+        _write(study.folder / f'{name}.md', '\n\n'.join([f'## {TITLES[name]}', _markdown(markdown), *notes, *figures]))
         with atomic_write(study.folder / f'{name}.csv') as path, open(path, 'w', newline='', encoding='utf-8') as file:
-            csv.writer(file).writerows(table)
-    runs = [run for seed in study.seeds for name in TABLES for row in TABLES[name](method) for model in study.models
-            for run in row.runs(model, seed)]
-    write_runs(study, list(dict.fromkeys(runs)), study.folder / 'runs.csv')
-    _write(study.folder / PAGE, _page(study, origin))
+            csv.writer(file).writerows(plain)
+    write_runs(study, list(all_runs), study.folder / 'runs.csv')
+    _write(study.folder / PAGE, _page(study, tables, origin))
+    return sum(map(study.is_done, all_runs)), len(all_runs)
 
 
-def _costs(study: Study, rows: Sequence[Row]) -> tuple[Table, list[str]]:
+def _costs(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]]:
     """Top-1, gain over the first row, and what it took."""
-    table = [['method', 'top-1, %', 'gain', 'seeds', 'images seen', 'hours of training', 'top-1 of each seed']]
-    if len(study.models) > 1:
-        table[0].insert(0, 'network')
-    for model in study.models:
-        first = None
-        for row in rows:
-            found = outcomes(study, row, model)
-            name = [model] if len(study.models) > 1 else []
-            if not found:
-                table.append([*name, row.label, '–', '', '0', '', '', ''])
-                continue
-            mean, std = mean_and_std([one.top1 for one in found])
-            first = mean if row is rows[0] else first
-            gain = '' if row is rows[0] or first is None else f'{mean - first:+.2f}'
-            hours, _ = mean_and_std([one.seconds / 3600 for one in found])
-            table.append([
-                *name, row.label, _spread(mean, std, len(found)), gain, str(len(found)), _times(found), f'{hours:.3f}',
-                ' '.join(f'{one.top1:.2f}' for one in found)])
-    return table, []
+    lines = [line for model in study.models for line in lines_of(study, rows, model)]
+    first = f'gain over {rows[0].label}'
+    several = len(study.models) > 1
+    markdown = [['network'] * several + ['method', 'top-1, %', first, 'seeds', 'images seen', 'hours', 'each seed']]
+    plain = [['network', 'method', 'top1', 'top1_std', 'gain', 'gain_std', 'seeds', 'cost', 'views', 'seconds']]
+    for line in lines:
+        name = [line.model] * several + [line.label]
+        if line.top1 is None:
+            markdown.append([*name, '–', '', 0, '', '', ''])
+            continue
+        gain = '' if line.label == rows[0].label or line.gain is None else _spread(line.gain, '+')
+        markdown.append([
+            *name, _spread(line.top1), gain, len(line.seeds), f'{line.cost}× ({line.views / 1e6:.3g} M)',
+            f'{line.seconds / 3600:.3g}', ' '.join(f'{top1:.2f}' for top1 in line.seeds.values())])
+        plain.append([line.model, line.label, *line.top1, *(line.gain or (None, None)), len(line.seeds), line.cost,
+                      line.views, line.seconds])
+    return markdown, plain, []
 
 
-def _methods(study: Study, rows: Sequence[Row]) -> tuple[Table, list[str]]:
+def _methods(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]]:
     """A line a network, a column a method; the gain is the last's over the first's."""
-    table = [['network', *(row.label for row in rows), 'gain', 'seeds']]
+    _, plain, _ = _costs(study, rows)
+    markdown = [['network', *(row.label for row in rows), 'gain', 'seeds']]
     for model in study.models:
-        found = [outcomes(study, row, model) for row in rows]
-        means = [mean_and_std([one.top1 for one in of_row])[0] if of_row else None for of_row in found]
-        gain = '' if None in (means[0], means[-1]) else f'{means[-1] - means[0]:+.2f}'
-        cells = [_spread(*mean_and_std([one.top1 for one in of_row]), len(of_row)) if of_row else '–'
-                 for of_row in found]
-        table.append([model, *cells, gain, ' '.join(str(len(of_row)) for of_row in found)])
-    return table, []
+        lines = lines_of(study, rows, model)
+        gain = '' if lines[-1].gain is None else _spread(lines[-1].gain, '+')
+        seeds = ' '.join(str(len(line.seeds)) for line in lines)
+        markdown.append([model, *(_cell(line) for line in lines), gain, seeds])
+    return markdown, plain, []
 
 
-def _branches(study: Study, rows: Sequence[Row]) -> tuple[Table, list[str]]:
+def _branches(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]]:
     """Policy, μ and top-1 of each branch at the epoch that was chosen."""
-    table = [['network', 'seed', 'branch', 'μ', 'top-1 held out, %']]
+    table: Table = [['network', 'seed', 'branch', 'μ', 'top-1 held out, %']]
     num_runs = num_agreeing = 0
     for model in study.models:
         for seed in study.seeds:
@@ -91,41 +95,41 @@ def _branches(study: Study, rows: Sequence[Row]) -> tuple[Table, list[str]]:
             epoch = record.chosen_epoch
             mu = [record.columns[f'mu_{i}'][epoch] for i in range(record.num_branches)]
             top1 = [record.series(i, 'top1')[epoch] for i in range(record.num_branches)]
-            table += [[model, str(seed), record.policies[i], f'{mu[i]:.3f}', f'{top1[i]:.2f}'] for i in range(len(mu))]
-            table.append([model, str(seed), 'ensemble', '', f"{record.series('ensemble', 'top1')[epoch]:.2f}"])
+            table += [[model, seed, record.policies[i], f'{mu[i]:.3f}', f'{top1[i]:.2f}'] for i in range(len(mu))]
+            table.append([model, seed, 'ensemble', '', f"{record.series('ensemble', 'top1')[epoch]:.2f}"])
             num_runs += 1
             num_agreeing += top1[mu.index(max(mu))] == max(top1)
-    return table, [f'In {num_agreeing} of {num_runs} runs the branch with the largest μ has the best top-1.']
+    return table, table, [f'In {num_agreeing} of {num_runs} runs the branch with the largest μ has the best top-1.']
 
 
-def _spread(mean: float, std: float, num: int) -> str:
-    return f'{mean:.2f} ± {std:.2f}' if num > 1 else f'{mean:.2f}'
+def _spread(value: tuple[float, float | None], sign: str = '') -> str:
+    mean, std = value
+    return f'{mean:{sign}.2f}' if std is None else f'{mean:{sign}.2f} ± {std:.2f}'
 
 
-def _times(found: Sequence) -> str:
-    """``3×`` and the number itself, which may differ between seeds."""
-    views, _ = mean_and_std([one.views for one in found])
-    return f'{found[0].cost}× ({views / 1e6:.2f} M)'
+def _cell(line: Line) -> str:
+    return '–' if line.top1 is None else _spread(line.top1)
 
 
 def _figures(name: str, study: Study, method: Method, rows: Sequence[Row]) -> list[tuple[str, Figure]]:
     """Stem of the file -> figure, of those that the table has and the runs suffice for."""
-    draw = {'table1': ('cost', partial(draw_cost, method=method)), 'figure3': ('figure3', draw_branches),
+    draw = {'table1': ('cost', partial(draw_cost, method=method)), 'table6': ('mu', draw_weights),
+            'figure3': ('figure3', draw_branches),
             'figure4': ('figure4', partial(draw_numbers, baseline=method.baseline()))}.get(name)
     if draw is None:
         return []
     stem, function = draw
     several = len(study.models) > 1
-    figures = [(f'{stem}-{model}' if several else stem, function(study, rows, model)) for model in study.models]
+    figures = [(f'{stem}-{safe_model_name(model)}' if several else stem, function(study, rows, model))
+               for model in study.models]
     return [(stem, figure) for stem, figure in figures if figure is not None]
 
 
-def _page(study: Study, origin: Sequence[str]) -> str:
+def _page(study: Study, tables: Sequence[str], origin: Sequence[str]) -> str:
     recipe = yaml.safe_dump({**study.recipe, 'epochs': study.epochs}, sort_keys=False, allow_unicode=True)
     machine = f'    {_processor()}, {os.cpu_count()} cores' + (
         f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else '')
-    sections = [(study.folder / f'{name}.md').read_text(encoding='utf-8').rstrip()
-                for name in TABLES if (study.folder / f'{name}.md').is_file()]
+    sections = [(study.folder / f'{name}.md').read_text(encoding='utf-8').rstrip() for name in tables]
     command = '\n'.join(f'    {line}' for line in origin)
     return '\n\n'.join([
         _HEAD.format(epochs=study.epochs), *sections, '## Command, versions, machine', command, machine,
@@ -145,7 +149,7 @@ def _save_figure(stem: Path, figure: Figure) -> str:
 
 
 def _markdown(table: Table) -> str:
-    lines = [f'| {" | ".join(line)} |' for line in table]
+    lines = [f'| {" | ".join(map(str, line))} |' for line in table]
     lines.insert(1, '|' + '---|' * len(table[0]))
     return '\n'.join(lines)
 

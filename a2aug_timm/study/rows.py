@@ -7,6 +7,8 @@ from ..policies import sample_policies
 from . import Row, Setting
 
 MAX_BRANCHES = 6  # of Figure 4
+# timm jitters colors where there is no policy; the base transform of the branches does not.
+_NO_POLICY = {'color_jitter': 0.}
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,15 @@ class Method:
         num_branches: N of A²-Aug, and how many epochs, or runs, its controls have for one of plain training.
         num_layers: RandAugment's search space, ``num_layers`` x ``magnitudes``.
         image_size: Side of an image, in pixels.
+        cutout: Of the recipe, which every run has but Table 2's baseline.
+        auto_augment: AutoAugment's policy of the data set that is nearest.
     """
     num_branches: int
     num_layers: Sequence[int]
     magnitudes: Sequence[int]
     image_size: int
+    cutout: int = 0
+    auto_augment: str = 'autoaugment_cifar10'
 
     def policies(self, num: int, seed: int) -> list[str]:
         """What ``--a2aug-branches`` draws under a seed."""
@@ -50,7 +56,7 @@ class Method:
 
     def baseline(self, epochs: int = 1) -> Row:
         """Plain training without a policy."""
-        setting = Setting(_longer('baseline', epochs), {}, epochs)
+        setting = Setting(_longer('baseline', epochs), dict(_NO_POLICY), epochs)
         return Row('baseline' + (f', {epochs}× the epochs' if epochs > 1 else ''), lambda seed: [setting])
 
     def drawn(self, num: int, epochs: int = 1) -> Row:
@@ -77,10 +83,11 @@ def table1(method: Method) -> list[Row]:
 
 def table2(method: Method) -> list[Row]:
     """Methods, for several networks."""
-    auto = 'autoaugment_cifar10' if method.image_size <= 64 else 'autoaugment_imagenet'
-    cutout = method.image_size // 2
-    return [method.baseline(), Row('Cutout', lambda seed: [Setting('cutout', {'cutout': cutout})]),
-            Row('AA', lambda seed: [Setting('aa', {'aa': auto})]), method.search(), method.joint()]
+    without = Row('baseline', lambda seed: [Setting('baseline-no-cutout', {**_NO_POLICY, 'cutout': 0})])
+    half = Row('Cutout', lambda seed: [Setting('cutout', {**_NO_POLICY, 'cutout': method.image_size // 2})])
+    plain = [without, _named('Cutout', method.baseline())] if method.cutout else [method.baseline(), half]
+    auto = Row('AA', lambda seed: [Setting('aa', {'aa': method.auto_augment})])
+    return [*plain, auto, method.search(), method.joint()]
 
 
 def table5(method: Method) -> list[Row]:

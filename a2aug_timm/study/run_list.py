@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import yaml
+
+from ..checkpoint import atomic_write
 from . import Run, Study
 
 TRAIN = Path(__file__).resolve().parents[2] / 'train.py'
@@ -18,57 +21,86 @@ def work(
         study: Study,
         runs: Sequence[Run],
         fits: Callable[[Run], bool],
-        report: Callable[[Run, float | None], None],
-) -> int:
-    """Train the runs that nobody has trained and nobody is training.
+        report: Callable[[Run, float], None],
+        num_processes: int = 1,
+) -> None:
+    """Train the runs that are not done and that nobody else is training, until there is none left to take.
+
+    A run that fails is not tried again before the next call that begins later.
 
     Args:
         fits: Whether a run may still begin.
-        report: Told of each run that this process has ended, with its seconds, or None if it failed.
+        report: Told of each run that this process has ended, with its seconds.
+        num_processes: Of a run; torchrun starts them if they are several.
 
-    Returns:
-        Number of runs that failed.
+    Raises:
+        ValueError: train.py refuses what the recipe says.
     """
-    num_failed = 0
-    for run in runs:
-        if study.is_done(run) or not fits(run):
-            continue
-        study.path(run).parent.mkdir(parents=True, exist_ok=True)
-        with _claim(study.path(run).with_name(f'{run.name}.lock')) as lock:
-            if lock is None or study.is_done(run):
+    begin = time.time()
+    num_claimed = 1
+    while num_claimed:
+        num_claimed = 0
+        for run in runs:
+            if _is_settled(study, run, begin) or not fits(run):
                 continue
-            start = time.perf_counter()
-            succeeded = train(study, run, lock)
-            num_failed += not succeeded
-            report(run, time.perf_counter() - start if succeeded else None)
-    return num_failed
+            with claim(study.beside(run, 'lock')) as lock:
+                if lock is None or _is_settled(study, run, begin):
+                    continue
+                num_claimed += 1
+                start = time.perf_counter()
+                train(study, run, lock, num_processes)
+                report(run, time.perf_counter() - start)
 
 
-def train(study: Study, run: Run, lock: TextIO) -> bool:
-    """Train a run, or the rest of it if it was stopped; whether it came to its end. Its log lies beside its folder.
+def _is_settled(study: Study, run: Run, since: float) -> bool:
+    failed = study.beside(run, 'failed')
+    return study.is_done(run) or (failed.is_file() and failed.stat().st_mtime >= since)
+
+
+def train(study: Study, run: Run, lock: TextIO, num_processes: int = 1) -> None:
+    """Train a run, or the rest of it if it was stopped. Its log lies beside its folder, and why it failed if it does.
 
     Args:
         lock: Held by the training process too, which may outlive this one.
+
+    Raises:
+        ValueError: train.py refuses the run's arguments.
     """
-    path = study.path(run)
-    study.write_config(run)
-    command = [sys.executable, TRAIN, '-c', study.config_path(run), '--output', path.parent, '--experiment', path.name]
+    path, config_path, failed = study.path(run), study.beside(run, 'yaml'), study.beside(run, 'failed')
+    with atomic_write(config_path) as temporary:
+        temporary.write_text(yaml.safe_dump(study.config(run), sort_keys=False, allow_unicode=True), encoding='utf-8')
+    command = [TRAIN, '-c', config_path, '--output', path.parent, '--experiment', path.name]
     if (path / 'last.pth.tar').is_file():
         command += ['--resume', path / 'last.pth.tar']
     else:
         shutil.rmtree(path, ignore_errors=True)  # of a run that was stopped in its first epoch
-    with open(path.with_name(f'{run.name}.log'), 'a', encoding='utf-8') as log:
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={num_processes}']
+    command = [sys.executable, *(launcher if num_processes > 1 else []), *command]
+    log_path = study.beside(run, 'log')
+    with open(log_path, 'a', encoding='utf-8') as log:
         done = subprocess.run(
             list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()], check=False)
-    return done.returncode == 0 and study.is_done(run)
+    if done.returncode == 2:
+        raise ValueError(last_line(log_path.read_text(encoding='utf-8')).removeprefix('train.py: error: '))
+    if done.returncode or not study.is_done(run):
+        with atomic_write(failed) as temporary:
+            temporary.write_text(last_line(log_path.read_text(encoding='utf-8')) + '\n', encoding='utf-8')
+    else:
+        failed.unlink(missing_ok=True)
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), 'no word')
 
 
 @contextmanager
-def _claim(path: Path) -> Iterator[TextIO | None]:
+def claim(path: Path, wait: bool = False) -> Iterator[TextIO | None]:
     """The lock, or None if another holds it; the system frees it when its holders have ended, however they end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', encoding='utf-8') as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield None
         else:
