@@ -160,6 +160,10 @@ def _cell(data_set: str, row: Row, method: str) -> Recipe:
     notes = []
     if not is_imagenet and method != 'baseline':
         settings['cutout'] = 16
+    if method in ('baseline', 'cutout'):
+        settings['color_jitter'] = 0.
+        notes.append("No color jitter, which timm has by default where there is no policy, and the other columns have "
+                     'not.')
     if method == 'ra':
         layers, magnitude, source = row.rand_augment
         settings['aa'] = f'rand-m{magnitude}-n{layers}-p1.0-mmax30-tpublished'

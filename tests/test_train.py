@@ -3,6 +3,7 @@ import csv
 import json
 import os
 import signal
+import shutil
 import socket
 import subprocess
 import sys
@@ -294,6 +295,16 @@ def test_a_resume_that_contradicts_its_checkpoint_is_refused(finished, capsys, a
     before = {path: path.read_bytes() for path in finished.glob('*.*')}
     assert words in refused(capsys, train.main, ['--resume', finished / 'last.pth.tar', '--device', 'cpu', *argv])
     assert before == {path: path.read_bytes() for path in finished.glob('*.*')}
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_the_summary_comes_to_its_end(finished, tmp_path):
+    run = tmp_path / 'run'
+    shutil.copytree(finished, run)
+    (run / 'summary.csv').unlink()
+    (run / 'result.json').unlink()
+    train.main(['--resume', str(run / 'last.pth.tar'), '--device', 'cpu'])
+    assert rows_of(run) == rows_of(finished)
+    assert (run / 'result.json').read_text() == (finished / 'result.json').read_text()
 
 
 def test_a_resume_in_another_folder_takes_the_history_along_and_trains_longer(finished, tmp_path):
