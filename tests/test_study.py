@@ -128,7 +128,7 @@ def test_tables_say_means_spreads_gains_and_costs(study):
     assert [float(adaptive[name]) for name in ('top1', 'gain', 'gain_std', 'seeds', 'cost', 'views', 'seconds')] == (
         pytest.approx([84.5, 3.5, 0.5 ** 0.5, 2, 2, 2000, 1800]))
     page = (study.folder / 'study.md').read_text(encoding='utf-8')
-    assert '| adaptive ensemble | 84.50 ± 0.71 | +3.50 ± 0.71 | 2 | 2× (0.002 M) | 0.5 | 84.00 85.00 |' in page
+    assert '| adaptive ensemble | 84.50 ± 0.71 | +3.50 ± 0.71 | 2 | 2× (2 k) | 0.5 | 84.00 85.00 |' in page
     assert 'the command' in page and 'holdout: 100' in page
     with open(study.folder / 'runs.csv', newline='', encoding='utf-8') as file:
         lines = list(csv.DictReader(file))

@@ -64,7 +64,7 @@ def _costs(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]]:
             continue
         gain = '' if line.label == rows[0].label or line.gain is None else _spread(line.gain, '+')
         markdown.append([
-            *name, _spread(line.top1), gain, len(line.seeds), f'{line.cost}× ({line.views / 1e6:.3g} M)',
+            *name, _spread(line.top1), gain, len(line.seeds), f'{line.cost}× ({_count(line.views)})',
             f'{line.seconds / 3600:.3g}', ' '.join(f'{top1:.2f}' for top1 in line.seeds.values())])
         plain.append([line.model, line.label, *line.top1, *(line.gain or (None, None)), len(line.seeds), line.cost,
                       line.views, line.seconds])
@@ -105,6 +105,10 @@ def _branches(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str
 def _spread(value: tuple[float, float | None], sign: str = '') -> str:
     mean, std = value
     return f'{mean:{sign}.2f}' if std is None else f'{mean:{sign}.2f} ± {std:.2f}'
+
+
+def _count(views: float) -> str:
+    return f'{views / 1e6:.3g} M' if views >= 1e6 else f'{views / 1e3:.0f} k'
 
 
 def _cell(line: Line) -> str:
