@@ -253,7 +253,9 @@ def test_two_processes_share_the_runs_and_a_second_call_trains_nothing(recipe, t
     runs = tmp_path / 'out' / 'runs'
     done = {path.parent.name: path.stat().st_mtime_ns for path in runs.glob('*/result.json')}
     assert set(done) == {f'wide_resnet10_1-{name}-seed0' for name in ('baseline', 'a2aug2-average', 'a2aug2')}
-    assert sum(out.count(': top-1 ') for out, _ in outputs) == 3
+    lines = [line for out, _ in outputs for line in out.splitlines() if ': top-1 ' in line]
+    log = (tmp_path / 'out' / 'study.log').read_text(encoding='utf-8').splitlines()
+    assert len(lines) == 3 and sorted(log) == sorted(lines)
     for log in runs.glob('*.log'):
         assert log.read_text(encoding='utf-8').count('Best: branch') == 1
 
@@ -261,7 +263,8 @@ def test_two_processes_share_the_runs_and_a_second_call_trains_nothing(recipe, t
     assert {path.parent.name: path.stat().st_mtime_ns for path in runs.glob('*/result.json')} == done
     main(['table8', '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '1', '--budget', '0'])
     page = (tmp_path / 'out' / 'study.md').read_text(encoding='utf-8')
-    assert 'Table 7' in page and '| no KL | – |' in page and '| adaptive ensemble | – |' not in page
+    assert 'python -m a2aug_timm.study table8 -c' in page and '| no KL | – |' in page
+    assert 'Table 7' in page and '| adaptive ensemble | – |' not in page
 
 
 def test_estimates_are_by_views_and_a_budget_begins_nothing_that_would_end_later(study):

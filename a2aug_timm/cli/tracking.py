@@ -4,7 +4,7 @@ import math
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from torchvision.utils import save_image
 from ..checkpoint import atomic_write
 
 
-def command_and_versions() -> list[str]:
-    """What this process was started with, and the libraries that it runs on."""
+def command_and_versions(command: Sequence[str] | None = None) -> list[str]:
+    """A command, that of this process if not given, and the time and libraries that it runs on."""
     versions = f'torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}'
-    return [shlex.join(sys.argv), f'{datetime.now():%Y-%m-%d %H:%M}, Python {platform.python_version()}, {versions}']
+    now = f'{datetime.now():%Y-%m-%d %H:%M}'
+    return [shlex.join(command or sys.argv), f'{now}, Python {platform.python_version()}, {versions}']
 
 
 def start_wandb(args: argparse.Namespace, run_args: dict[str, Any], name: str) -> Callable[[dict[str, Any]], None]:

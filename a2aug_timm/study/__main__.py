@@ -3,8 +3,10 @@ import argparse
 import importlib.util
 import math
 import os
+import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +54,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.plan:
             return
         wanted.keep()
-        end = math.inf if args.budget is None else time.monotonic() + 3600 * args.budget
-        try:
-            work(study, runs, lambda run: time.monotonic() + (estimate.seconds(run) or 0) < end,
-                 lambda run, seconds: _report(study, run, seconds), args.nproc)
-        except KeyboardInterrupt:
-            parser.exit(130, 'stopped; the same command goes on where this one ended\n')
-    write_all(wanted, method, [table for table in TABLES if table in args.tables or 'all' in args.tables])
+    end = math.inf if args.budget is None else time.monotonic() + 3600 * args.budget
+    with parser.user_errors():
+        work(study, runs, lambda run: time.monotonic() + (estimate.seconds(run) or 0) < end,
+             lambda run, seconds: _report(study, run, seconds), args.nproc)
+    command = ['python', '-m', 'a2aug_timm.study', *(sys.argv[1:] if argv is None else argv)]
+    write_all(wanted, method, [table for table in TABLES if table in args.tables or 'all' in args.tables], command)
     if failed := [run.name for run in runs if study.failure(run)]:
         parser.exit(1, f"{len(failed)} runs failed; their logs are in '{study.folder / 'runs'}': {', '.join(failed)}\n")
 
@@ -160,20 +161,28 @@ def print_plan(study: Study, runs: Sequence[Run], estimate: Estimate) -> None:
 
 
 def _report(study: Study, run: Run, seconds: float) -> None:
+    """Print what a run has come to, and keep it in the study's log."""
     record = study.record(run)
     came_to = f"failed: {study.failure(run)}" if record is None else f"top-1 {record.result['test']['top1']:.2f}"
-    print(f'{run.name}: {came_to}, {seconds:.0f} s', flush=True)
+    line = f'{datetime.now():%Y-%m-%d %H:%M} {run.name}: {came_to}, {seconds:.0f} s'
+    print(line, flush=True)
+    with open(study.folder / 'study.log', 'a', encoding='utf-8') as log:
+        log.write(f'{line}\n')
 
 
-def write_all(study: Study, method: Method, tables: Sequence[str]) -> None:
+def write_all(study: Study, method: Method, tables: Sequence[str], command: Sequence[str]) -> None:
     """Write the tables and those that the folder has already, one process after the other."""
     from .pages import PAGE, write_tables  # matplotlib is an extra
     with claim(study.folder / 'study.lock', wait=True):
         tables = [table for table in TABLES if table in tables or (study.folder / f'{table}.md').is_file()]
-        num_done, num_runs = write_tables(study, method, tables, command_and_versions())
+        num_done, num_runs = write_tables(study, method, tables, command_and_versions(command))
     rest = '' if num_done == num_runs else f', of {num_done} of {num_runs} runs'
     print(f'{study.folder / PAGE}, and its tables and figures beside it{rest}')
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on where this one ended', file=sys.stderr)
+        sys.exit(130)
