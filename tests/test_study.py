@@ -285,6 +285,15 @@ def test_a_plan_says_runs_and_hours_and_leaves_nothing(recipe, tmp_path, capsys)
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('table, num_runs', [('table6', 2), ('table5', 6), ('choices', 18), ('table2', 14)])
+def test_any_table_can_be_made_alone(recipe, tmp_path, capsys, table, num_runs):
+    study = Study(tmp_path / 'out', {}, 1, ['wide_resnet10_1'], 2)
+    finish(study, METHOD.joint().runs('wide_resnet10_1', 0)[0], 80., seconds=720.)
+    main([table, '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '2', '--plan'])
+    out = capsys.readouterr().out
+    assert f'{num_runs} runs, 1 of them done' in out and 'wide_resnet10_1-a2aug2-seed1' in out and '2×  0.20 h' in out
+
+
 @pytest.mark.parametrize('flags, words', [
     (['--a2aug-branches', '1'], 'needs a recipe of A²-Aug'), (['--seed', '3'], '--seed is what a study sets itself'),
     (['--a2aug-policies', 'v0', '3a'], '--a2aug-policies is what'), (['--seeds', '0'], '--seeds and --nproc are 1'),

@@ -96,7 +96,7 @@ def prepare(args: argparse.Namespace, flags: Sequence[str]) -> tuple[Study, Meth
         for name in run.setting.changes.keys() & recipe.keys() - {'a2aug_branches', 'cutout'}:
             raise ValueError(f'{flag(name)} is what the tables compare; leave it out of the recipe')
         check(study.config(run))
-    plain = check(study.config(next(run for run in runs if not run.setting.is_joint)))
+    plain = check(study.config(method.baseline().runs(models[0], 0)[0]))
     in_chans = plain.in_chans or (plain.input_size or [3])[0]
     images = build_datasets(plain, {'input_size': (in_chans,)}, plain.num_classes or 10 ** 9).train
     return study, method, runs, len(images)

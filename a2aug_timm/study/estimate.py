@@ -32,8 +32,8 @@ class Estimate:
         self._probed = {}
         for model in study.models if may_probe else ():
             if not self._measured(model):
-                probe = next(run for run in runs if run.model == model and not run.setting.is_joint)
-                self._probed[model] = num_images * study.epochs * _seconds_per_image(study, probe, num_images)
+                probe = min((run for run in runs if run.model == model), key=lambda run: run.setting.cost)
+                self._probed[model] = num_images * study.epochs * _seconds_per_view(study, probe, num_images)
 
     def seconds(self, run: Run) -> float | None:
         """Of a whole run; None where nothing tells."""
@@ -47,7 +47,7 @@ class Estimate:
         return [sum(self._study.record(run).columns['train_seconds']) / run.setting.cost for run in done]
 
 
-def _seconds_per_image(study: Study, run: Run, num_images: int) -> float:
+def _seconds_per_view(study: Study, run: Run, num_images: int) -> float:
     """By the second of two short epochs."""
     config = study.config(run)
     # A class-balanced part has every class.
