@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from . import RunRecord
 
@@ -87,6 +88,7 @@ def draw_series(
     if points:
         marker = '.' if len(points) < 3 else None
         axes.plot(*zip(*points, strict=True), style, color=color, label=label, linewidth=1.6, marker=marker)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def finish(axes: Axes, horizontal: str = 'epoch') -> None:

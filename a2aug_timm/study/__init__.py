@@ -13,7 +13,8 @@ from timm.models import safe_model_name
 from ..checkpoint import atomic_write
 from ..report import RunRecord, read_run
 
-# What counts epochs must grow with them, or a control that trains longer would do so at a vanished learning rate.
+# Milestones and patience grow with the epochs, or a control that trains longer would do so at a vanished learning rate;
+# warm-up stays as long as it is.
 _COUNTED_IN_EPOCHS = ('decay_epochs', 'decay_milestones', 'cooldown_epochs', 'patience_epochs', 'mixup_off_epoch')
 # What may differ between the machines that share a study.
 _OF_THE_MACHINE = {'data_dir', 'device', 'workers', 'pin_mem', 'log_interval', 'validation_batch_size'}

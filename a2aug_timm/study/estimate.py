@@ -36,7 +36,7 @@ class Estimate:
                 self._probed[model] = num_images * study.epochs * _seconds_per_view(study, probe, num_images)
 
     def seconds(self, run: Run) -> float | None:
-        """Of a whole run; None where nothing tells."""
+        """Of a whole run, also where part of it is done; None where nothing tells."""
         measured = self._measured(run.model)
         unit = statistics.median(measured) if measured else self._probed.get(run.model)
         return None if unit is None else unit * run.setting.cost

@@ -20,7 +20,7 @@ class Outcome:
         top1: On the validation split, in percent.
         views: Seen in training, by all runs that the choice was made from.
         seconds: Of their training.
-        cost: Their views, as a multiple of a plain run of the recipe's epochs.
+        cost: Their views, those that failed counted whole, as a multiple of a plain run of the recipe's epochs.
     """
     record: RunRecord
     top1: float
@@ -98,9 +98,9 @@ def lines_of(study: Study, rows: Sequence[Row], model: str) -> list[Line]:
 def expected_search(study: Study, row: Row, model: str, seed: int) -> list[float]:
     """Expected top-1 of the best, as chosen on the held-out images, of k of the row's runs drawn at random, k = 1, 2, …
 
-    Empty while one of them is not done.
+    Empty while one of them is to come; those that failed are left out.
     """
-    records = [study.record(run) for run in row.runs(model, seed)]
+    records = [study.record(run) for run in row.runs(model, seed) if study.failure(run) is None]
     if None in records:
         return []
     top1 = [record.result['test']['top1'] for record in sorted(records, key=chosen_score, reverse=True)]

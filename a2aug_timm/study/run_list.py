@@ -26,7 +26,7 @@ def work(
 ) -> None:
     """Train the runs that are not done and that nobody else is training, until there is none left to take.
 
-    A run that fails is not tried again before the next call that begins later.
+    A run that fails is tried again only by a call that begins later.
 
     Args:
         fits: Whether a run may still begin.
