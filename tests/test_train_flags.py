@@ -37,6 +37,7 @@ def run(tmp_path, monkeypatch):
         with open(tmp_path / name / 'summary.csv', encoding='utf-8') as file:
             rows = list(csv.DictReader(file))
         assert all(math.isfinite(float(row['train_loss'])) for row in rows)
+        assert all(float(row.pop('train_seconds')) > 0 for row in rows)  # which no two runs share
         assert (tmp_path / name / 'export' / 'model.safetensors').exists()
         return tmp_path / name, rows, read_checkpoint(tmp_path / name / 'last.pth.tar'), built
     return go

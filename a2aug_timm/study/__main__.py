@@ -173,7 +173,7 @@ def _report(study: Study, run: Run, seconds: float) -> None:
 def write_all(study: Study, method: Method, tables: Sequence[str], command: Sequence[str]) -> None:
     """Write the tables and those that the folder has already, one process after the other."""
     from .pages import PAGE, write_tables  # matplotlib is an extra
-    with claim(study.folder / 'study.lock', wait=True):
+    with claim(study.folder / 'runs' / 'study.lock', wait=True):
         tables = [table for table in TABLES if table in tables or (study.folder / f'{table}.md').is_file()]
         num_done, num_runs = write_tables(study, method, tables, command_and_versions(command))
     rest = '' if num_done == num_runs else f', of {num_done} of {num_runs} runs'
