@@ -108,8 +108,6 @@ def read_recipe(args: argparse.Namespace, flags: Sequence[str]) -> tuple[argpars
     explicit = {name for name in explicit if getattr(base, name) is not None}
     if 'data' in explicit:
         raise ValueError(f"what is '{base.data}'? the names of the tables come first, --data names the images")
-    if args.data and 'data_dir' in explicit:
-        base.data_dir = args.data
     for name in _OWN:
         if name in explicit:
             raise ValueError(f'{flag(name)} is what a study sets itself; leave it out of the recipe')
