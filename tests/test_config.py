@@ -20,6 +20,19 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert explicit == {'lr', 'batch_size', 'amp', 'scale', 'model_kwargs', 'lr_noise', 'epochs', 'a2aug_logit_scale'}
 
 
+@pytest.mark.parametrize('argv, kept', [
+    (['--a2aug-policies', 'v0', '3a'], {'a2aug_policies': ['v0', '3a']}),
+    (['--a2aug-seed', '4'], {'a2aug_space': 'svhn', 'a2aug_num_layers': [2], 'a2aug_seed': 4}),
+    (['--a2aug-space', 'imagenet'], {'a2aug_space': 'imagenet', 'a2aug_seed': 3}),
+    (['--a2aug-branches', '3'], {'a2aug_policies': ['none', 'v0'], 'a2aug_seed': 3, 'a2aug_space': 'svhn',
+                                 'a2aug_num_layers': [2], 'a2aug_branches': 3})])
+def test_policies_of_the_command_line_take_the_place_of_however_the_file_says_them(tmp_path, argv, kept):
+    text = 'a2aug_policies: [none, v0]\na2aug_seed: 3\na2aug_space: svhn\na2aug_num_layers: [2]'
+    args, explicit = parse(tmp_path, text, *argv)
+    assert explicit == set(kept) and {name: getattr(args, name) for name in kept} == kept
+    assert (args.a2aug_policies is None) == ('a2aug_policies' not in kept)
+
+
 def test_the_resolved_arguments_of_a_run_are_a_config_file_again(tmp_path):
     args, _ = train_parser().parse(['--a2aug-branches', '3', '--a2aug-policies', 'v0', '3a', '--opt-kwargs', 'a=1'])
     again, _ = parse(tmp_path, yaml.safe_dump(vars(args)))

@@ -4,9 +4,10 @@ import math
 
 from ..loss import ENSEMBLES, LOGIT_SCALES, REDUCTIONS
 from ..policies import MAGNITUDES, NUM_LAYERS, OP_BACKENDS, SPACES
+from .config import StrictParser
 
 
-def add_a2aug(parser: argparse.ArgumentParser) -> None:
+def add_a2aug(parser: StrictParser) -> None:
     """Add the flags of A²-Aug."""
     add = parser.add_argument_group('A²-Aug').add_argument
     add('--a2aug-branches', type=int, default=1, metavar='N',
@@ -39,6 +40,11 @@ def add_a2aug(parser: argparse.ArgumentParser) -> None:
     add('--a2aug-sequential', action='store_true',
         help='keep the activations of one branch at a time: the memory of plain training, a second forward pass')
     add('--a2aug-independent-crops', action='store_true', help='a crop and flip of its own for each view')
+    # Policies are named, or drawn by a seed from a space.
+    named, space = {'a2aug_policies'}, {'a2aug_num_layers', 'a2aug_magnitudes'}
+    parser.replaces.update({
+        'a2aug_policies': {'a2aug_seed', 'a2aug_space', *space}, 'a2aug_space': named | space,
+        **dict.fromkeys(['a2aug_seed', *space], named)})
 
 
 def logit_scale(value: str) -> str | float:

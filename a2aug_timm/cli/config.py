@@ -13,10 +13,15 @@ _UNSET = object()
 
 
 class StrictParser(argparse.ArgumentParser):
-    """An argument parser that answers bad input with one sentence and exit code 2, on the first rank alone."""
+    """An argument parser that answers bad input with one sentence and exit code 2, on the first rank alone.
+
+    Attributes:
+        replaces: An argument of the command line -> those of the file that it takes the place of, besides itself.
+    """
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, **kwargs)
+        self.replaces: dict[str, set[str]] = {}
 
     def error(self, message: str) -> NoReturn:
         sentence = f'{self.prog}: error: {message}\n' if int(os.environ.get('RANK', 0)) == 0 else None
@@ -50,6 +55,8 @@ class StrictParser(argparse.ArgumentParser):
         args.__dict__.pop('config', None)
         settings = self._read_yaml(config.config, actions) if config.config else {}
         explicit = {name for name, value in vars(args).items() if value is not _UNSET and value is not None}
+        for name in set().union(*(self.replaces.get(name, ()) for name in explicit)):
+            settings.pop(name, None)
         for name, action in actions.items():
             if name not in explicit:
                 setattr(args, name, settings.get(name, action.default))
