@@ -26,6 +26,7 @@ RECIPE = dict(
     a2aug_branches=2, a2aug_num_layers=[1], a2aug_magnitudes=[2, 6, 10], epochs=1, batch_size=64, train_subset=128,
     holdout=100, warmup_epochs=0, workers=0, device='cpu')
 METHOD = Method(2, [1], [2, 6, 10], 16)
+NAMED = replace(METHOD, num_branches=3, named=['v0', 'none', '3a'])
 
 
 @pytest.fixture
@@ -73,15 +74,29 @@ def test_the_controls_of_table_1_see_as_many_images_as_a2aug():
     assert rows == {
         'baseline': 1, 'RA, a drawn policy': 1, 'baseline, 2× the epochs': 2, 'RA, a drawn policy, 2× the epochs': 2,
         'RA, the best of 2 drawn policies': 2, 'RA, grid of 3': 3, 'A²-Aug, N = 2': 2}
-    drawn = [setting.changes['aa'] for setting in METHOD.drawn(2).settings(5)]
+    drawn = [setting.changes['aa'] for setting in METHOD.best_of(2).settings(5)]
     assert drawn == sample_policies(2, 5, [1], [2, 6, 10])
     assert [setting.name for setting in METHOD.search().settings(0)] == ['ra-n1-m2', 'ra-n1-m6', 'ra-n1-m10']
 
 
-def test_settings_of_one_name_are_the_same_in_all_tables_and_seeds():
+def test_policies_that_the_recipe_names_take_the_place_of_the_space():
+    rows = {row.label: [(setting.name, setting.changes, setting.epochs) for setting in row.settings(7)]
+            for row in TABLES['table1'](NAMED)}
+    alone = [('aa-v0', {'aa': 'v0'}, 1), ('aa-none', {'aa': 'none', 'color_jitter': 0.}, 1), ('aa-3a', {'aa': '3a'}, 1)]
+    assert rows == {
+        'baseline': [('baseline', {'color_jitter': 0.}, 1)], 'v0 alone': alone[:1],
+        'baseline, 3× the epochs': [('baseline-3x', {'color_jitter': 0.}, 3)],
+        'v0 alone, 3× the epochs': [('aa-v0-3x', {'aa': 'v0'}, 3)], 'the best of 3 policies alone': alone,
+        'A²-Aug, N = 3': [('a2aug3', {'a2aug_branches': 3, 'a2aug_policies': ['v0', 'none', '3a']}, 1)]}
+    branches = [row.settings(0)[0].changes.get('a2aug_policies') for row in TABLES['figure4'](NAMED)]
+    assert branches == [None, ['v0', 'none'], ['v0', 'none', '3a']]
+
+
+@pytest.mark.parametrize('method', [METHOD, NAMED])
+def test_settings_of_one_name_are_the_same_in_all_tables_and_seeds(method):
     seen = {}
     for make in TABLES.values():
-        for row, seed in itertools.product(make(METHOD), range(3)):
+        for row, seed in itertools.product(make(method), range(3)):
             for setting in row.settings(seed):
                 assert seen.setdefault(setting.name, setting) == setting
 
@@ -285,6 +300,13 @@ def test_a_plan_says_runs_and_hours_and_leaves_nothing(recipe, tmp_path, capsys)
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_recipe_of_named_policies_is_checked_and_planned(recipe, tmp_path, capsys):
+    named = ['--a2aug-policies', 'v0', 'rand-m4-n2']
+    main(['all', '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '1', '--plan', *named])
+    out = capsys.readouterr().out
+    assert 'wide_resnet10_1-aa-rand-m4-n2-seed0' in out and '21 runs' in out
+
+
 @pytest.mark.parametrize('table, num_runs', [('table6', 2), ('table5', 6), ('choices', 18), ('table2', 14)])
 def test_any_table_can_be_made_alone(recipe, tmp_path, capsys, table, num_runs):
     study = Study(tmp_path / 'out', {}, 1, ['wide_resnet10_1'], 2)
@@ -296,7 +318,7 @@ def test_any_table_can_be_made_alone(recipe, tmp_path, capsys, table, num_runs):
 
 @pytest.mark.parametrize('flags, words', [
     (['--a2aug-branches', '1'], 'needs a recipe of A²-Aug'), (['--seed', '3'], '--seed is what a study sets itself'),
-    (['--a2aug-policies', 'v0', '3a'], '--a2aug-policies is what'), (['--seeds', '0'], '--seeds and --nproc are 1'),
+    (['--a2aug-policies', 'v0', 'v0'], 'each another, got v0 v0'), (['--seeds', '0'], '--seeds and --nproc are 1'),
     (['--budget', 'nan'], '--budget 0 or more'),
     (['--a2aug-kl-weight', '0'], '--a2aug-kl-weight is what the tables compare'),
     (['--lr', '0.1', 'figure4'], "what is 'figure4'?"), (['--val-split', ''], 'reports the validation split'),

@@ -25,7 +25,7 @@ from .rows import TABLES, Method
 from .run_list import TRAIN, claim, work
 
 # What a study sets itself, or its tables compare.
-_OWN = ('seed', 'a2aug_seed', 'a2aug_policies', 'aa', 'output', 'experiment', 'resume', 'start_epoch',
+_OWN = ('seed', 'a2aug_seed', 'aa', 'output', 'experiment', 'resume', 'start_epoch',
         'initial_checkpoint', 'a2aug_op_backend')
 # Schedules whose settings are epochs; the others stretch with a run.
 _STEPS = ('step', 'multistep', 'plateau')
@@ -93,7 +93,7 @@ def prepare(args: argparse.Namespace, flags: Sequence[str]) -> tuple[Study, Meth
         for run in row.runs(model, seed)))
     runs = [*(run for run in joint if run in runs), *(run for run in runs if run not in joint)]
     for run in runs:
-        for name in run.setting.changes.keys() & recipe.keys() - {'a2aug_branches', 'cutout'}:
+        for name in run.setting.changes.keys() & recipe.keys() - {'a2aug_branches', 'a2aug_policies', 'cutout'}:
             raise ValueError(f'{flag(name)} is what the tables compare; leave it out of the recipe')
         check(study.config(run))
     plain = check(study.config(method.baseline().runs(models[0], 0)[0]))
@@ -113,6 +113,9 @@ def read_recipe(args: argparse.Namespace, flags: Sequence[str]) -> tuple[argpars
             raise ValueError(f'{flag(name)} is what a study sets itself; leave it out of the recipe')
     if base.a2aug_branches < 2:
         raise ValueError('a study needs a recipe of A²-Aug; add --a2aug-branches, the N that its tables are made for')
+    if (named := base.a2aug_policies) and not len(named) == len(set(named)) == base.a2aug_branches:
+        raise ValueError(f'--a2aug-branches {base.a2aug_branches} needs as many policies, each another, got '
+                         f"{' '.join(named)}")
     if not base.val_split:
         raise ValueError('a study reports the validation split; leave --val-split as it is')
     recipe = {name: getattr(base, name) for name in vars(base) if name in explicit - {'model', 'epochs'}}
@@ -133,7 +136,8 @@ def method_of(base: argparse.Namespace, models: Sequence[str]) -> Method:
         raise ValueError(f"the networks' images are of {sorted(sizes)} pixels; give all one --img-size")
     size = next(iter(sizes), 224)
     nearest = 'imagenet' if size > 64 else 'svhn' if base.a2aug_space == 'svhn' else 'cifar10'
-    return Method(base.a2aug_branches, num_layers, magnitudes, size, base.cutout, f'autoaugment_{nearest}')
+    return Method(base.a2aug_branches, num_layers, magnitudes, size, base.cutout, f'autoaugment_{nearest}',
+                  base.a2aug_policies or ())
 
 
 def check(config: dict[str, Any]) -> argparse.Namespace:

@@ -67,12 +67,12 @@ def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> 
     search, num = method.search(), method.num_branches
     if curves := [curve for seed in study.seeds if (curve := expected_search(study, search, model, seed))]:
         means = [statistics.fmean(values) for values in zip(*curves, strict=True)]
-        axes.plot(range(1, len(means) + 1), means, '-', color=COLORS[1], label='RA, the best of k policies')
+        axes.plot(range(1, len(means) + 1), means, '-', color=COLORS[1], label='the best of k policies alone')
     joint = [method.joint(num) for num in range(2, min(MAX_BRANCHES, method.num_policies) + 1)]
     for label, color, style, of_label in (
             ('A²-Aug, N branches', COLORS[0], 'o-', joint),
             ('baseline', ENSEMBLE_COLOR, 's--', [method.baseline(), method.baseline(num)]),
-            ('RA, a drawn policy', COLORS[2], '^--', [method.drawn(1), method.drawn(1, num)])):
+            (method.best_of(1).label, COLORS[2], '^--', [method.best_of(1), method.best_of(1, num)])):
         lines = [line for line in lines_of(study, of_label, model) if line.top1 is not None]
         if lines:
             _draw_points(axes, [line.cost for line in lines], lines, label, color, style)

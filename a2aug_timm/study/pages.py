@@ -25,10 +25,10 @@ PAGE = 'study.md'
 _HEAD = """# A study of A²-Aug
 
 Top-1 is measured on the validation split, once a run; branch, epoch and policy are chosen on images held out of the
-training split, which Table 6 and Figure 3 show. Mean ± sample standard deviation over seeds; a seed draws policies,
-weights and batches; a gain is the mean of the differences to the first line at the same seeds. Images seen count every
-view; 1× is a plain run of {epochs} epochs. Hours are those of training, without evaluation; they compare where the
-machine did nothing else."""
+training split, which Table 6 and Figure 3 show. Mean ± sample standard deviation over seeds; a seed draws weights,
+batches, and policies where the recipe names none; a gain is the mean of the differences to the first line at the same
+seeds. Images seen count every view; 1× is a plain run of {epochs} epochs. Hours are those of training, without
+evaluation; they compare where the machine did nothing else."""
 
 
 def write_tables(study: Study, method: Method, tables: Sequence[str], origin: Sequence[str]) -> tuple[int, int]:

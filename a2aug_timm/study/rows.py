@@ -17,10 +17,11 @@ class Method:
 
     Attributes:
         num_branches: N of A²-Aug, and how many epochs, or runs, its controls have for one of plain training.
-        num_layers: RandAugment's search space, ``num_layers`` x ``magnitudes``.
+        num_layers: RandAugment's search space, ``num_layers`` x ``magnitudes``, where no policies are named.
         image_size: Side of an image, in pixels.
         cutout: Of the recipe, which every run has but Table 2's baseline.
         auto_augment: AutoAugment's policy of the data set that is nearest.
+        named: The recipe's own policies, which are the same at every seed.
     """
     num_branches: int
     num_layers: Sequence[int]
@@ -28,10 +29,11 @@ class Method:
     image_size: int
     cutout: int = 0
     auto_augment: str = 'autoaugment_cifar10'
+    named: Sequence[str] = ()
 
     def policies(self, num: int, seed: int) -> list[str]:
-        """What ``--a2aug-branches`` draws under a seed."""
-        return sample_policies(num, seed, self.num_layers, self.magnitudes)
+        """Those of so many branches: the first that are named, or what ``--a2aug-branches`` draws under a seed."""
+        return list(self.named[:num]) or sample_policies(num, seed, self.num_layers, self.magnitudes)
 
     @property
     def grid(self) -> list[str]:
@@ -41,17 +43,21 @@ class Method:
 
     @property
     def num_policies(self) -> int:
-        return len(set(self.num_layers)) * len(set(self.magnitudes))
+        return len(self.named) or len(set(self.num_layers)) * len(set(self.magnitudes))
 
-    def rand_augment(self, policy: str, epochs: int = 1) -> Setting:
+    def alone(self, policy: str, epochs: int = 1) -> Setting:
         """Plain training under one policy."""
+        if self.named:
+            no_policy = _NO_POLICY if policy == 'none' else {}
+            return Setting(_longer(f'aa-{policy}', epochs), {**no_policy, 'aa': policy}, epochs)
         _, magnitude, num_layers = policy.split('-')[:3]
         return Setting(_longer(f'ra-{num_layers}-{magnitude}', epochs), {'aa': policy}, epochs)
 
     def joint(self, num: int | None = None, suffix: str = '', **changes: Any) -> Row:
         """A²-Aug, or a variant of it."""
         num = num or self.num_branches
-        setting = Setting(f'a2aug{num}{suffix}', {'a2aug_branches': num, **changes})
+        named = {'a2aug_policies': list(self.named[:num])} if self.named else {}
+        setting = Setting(f'a2aug{num}{suffix}', {'a2aug_branches': num, **named, **changes})
         return Row(f'A²-Aug, N = {num}', lambda seed: [setting])
 
     def baseline(self, epochs: int = 1) -> Row:
@@ -59,15 +65,20 @@ class Method:
         setting = Setting(_longer('baseline', epochs), dict(_NO_POLICY), epochs)
         return Row('baseline' + (f', {epochs}× the epochs' if epochs > 1 else ''), lambda seed: [setting])
 
-    def drawn(self, num: int, epochs: int = 1) -> Row:
-        """RandAugment with policies that A²-Aug draws, the best of them chosen."""
-        label = 'RA, a drawn policy' if num == 1 else f'RA, the best of {num} drawn policies'
+    def best_of(self, num: int, epochs: int = 1) -> Row:
+        """Plain training under each policy of so many branches, the best of them chosen."""
+        if self.named:
+            label = f'{self.named[0]} alone' if num == 1 else f'the best of {num} policies alone'
+        else:
+            label = 'RA, a drawn policy' if num == 1 else f'RA, the best of {num} drawn policies'
         return Row(label + (f', {epochs}× the epochs' if epochs > 1 else ''),
-                   lambda seed: [self.rand_augment(policy, epochs) for policy in self.policies(num, seed)])
+                   lambda seed: [self.alone(policy, epochs) for policy in self.policies(num, seed)])
 
     def search(self) -> Row:
-        """RandAugment's own search."""
-        return Row(f'RA, grid of {self.num_policies}', lambda seed: [self.rand_augment(one) for one in self.grid])
+        """RandAugment's own search; of policies that are named, of all of them."""
+        if self.named:
+            return self.best_of(self.num_policies)
+        return Row(f'RA, grid of {self.num_policies}', lambda seed: [self.alone(one) for one in self.grid])
 
 
 def _longer(name: str, epochs: int) -> str:
@@ -77,7 +88,8 @@ def _longer(name: str, epochs: int) -> str:
 def table1(method: Method) -> list[Row]:
     """Accuracy and cost of the methods, with controls of A²-Aug's own cost."""
     num = method.num_branches
-    return [method.baseline(), method.drawn(1), method.baseline(num), method.drawn(1, num), method.drawn(num),
+    drawn = [] if method.named else [method.best_of(num)]
+    return [method.baseline(), method.best_of(1), method.baseline(num), method.best_of(1, num), *drawn,
             method.search(), method.joint()]
 
 
@@ -112,13 +124,13 @@ def table8(method: Method) -> list[Row]:
 
 def figure3(method: Method) -> list[Row]:
     """Policies in A²-Aug, and each alone."""
-    return [method.joint(), method.drawn(method.num_branches)]
+    return [method.joint(), method.best_of(method.num_branches)]
 
 
 def figure4(method: Method) -> list[Row]:
-    """The number of branches; one is plain training under the policy that is drawn first."""
+    """The number of branches; one is plain training under the first policy."""
     most = min(MAX_BRANCHES, method.num_policies)
-    return [_named('N = 1', method.drawn(1)), *(
+    return [_named('N = 1', method.best_of(1)), *(
         _named(f'N = {num}', method.joint(num)) for num in range(2, most + 1))]
 
 
