@@ -35,7 +35,7 @@ class OptimizerStep:
             optimizer: torch.optim.Optimizer,
             *,
             autocast: Autocast = nullcontext,
-            loss_scale: Callable[[int], float] | None = None,
+            loss_scale: Callable[[int], float | torch.Tensor] | None = None,
             lr_scheduler: Any = None,
             loss_scaler: Any = None,
             clip_grad: float | None = None,
@@ -176,7 +176,7 @@ def train_one_epoch(
         accum_steps = min(grad_accum_steps, num_batches - update * grad_accum_steps)
         images, target = to_device(images, target, device, channels_last, dtype)
         if mix is not None:
-            images, target = mix(images, target)
+            images, target = to_device(*mix(images, target), device, channels_last, dtype)
         terms = step.accumulate(images, target, accum_steps, need_update)
         averages.update({name: value for name, value in terms.items() if name != 'output'}, len(target))
         guard.update(terms['loss'], update)
@@ -231,7 +231,7 @@ def evaluate(
     Raises:
         ValueError: The loader gives no images.
     """
-    sums, count = None, 0
+    sums, count, mu = None, 0, mu.to(device, torch.float32)
     # timm's sampler repeats images so that all ranks get equally many; this rank's own come first.
     num_own = getattr(getattr(loader, 'sampler', None), 'num_valid_samples', None)
     for batch, (images, target) in enumerate(loader):
@@ -241,7 +241,7 @@ def evaluate(
         target = target if num_own is None else target[:max(0, num_own - count)]
         logits = logits[:, :len(target)].float()
         if len(logits) > 1:
-            ensemble = torch.einsum('n,nbk->bk', mu.to(logits), logits)
+            ensemble = torch.einsum('n,nbk->bk', mu, logits)
             logits = torch.cat([logits, ensemble.unsqueeze(0)])
         if sums is None:
             sums = wide(torch.zeros(len(logits), 3, device=device))

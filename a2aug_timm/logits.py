@@ -63,19 +63,22 @@ def branch_logits(model: nn.Module, images: torch.Tensor, sizes: Sequence[int] |
     """
     num_branches = num_branches_of(model)
     if num_branches == 1:
-        return _main_logits(model(images)).unsqueeze(0)
+        return _main_logits(model, images).unsqueeze(0)
     if isinstance(model, OptimizedModule):
         torch._dynamo.maybe_mark_dynamic(images, 0)  # a last batch of another size is no reason to compile again
     logits = []
     for branch, size in enumerate(sizes or [None] * num_branches):
         with select_branch(model, branch):
-            logits.append(_main_logits(model(resize(images, size))))
+            logits.append(_main_logits(model, resize(images, size)))
     return torch.stack(logits)
 
 
-def _main_logits(output: torch.Tensor | tuple | list) -> torch.Tensor:
+def _main_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    output = model(images)
     # Models with several heads answer with a tuple, their main logits first.
-    return output[0] if isinstance(output, (tuple, list)) else output
+    logits = output[0] if isinstance(output, (tuple, list)) else output
+    # A CUDA graph, which some modes compile to, answers in memory that the next branch's answer is written to.
+    return logits.clone() if isinstance(model, OptimizedModule) else logits
 
 
 def resize(images: torch.Tensor, size: int | None) -> torch.Tensor:

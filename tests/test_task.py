@@ -140,6 +140,31 @@ def test_a_compiled_task_is_one_graph_with_the_loss_and_compiles_once_a_branch_f
     assert count.frame_count == 1 + N
 
 
+def test_a_compiled_model_may_answer_in_the_same_memory_each_time_and_has_any_number_of_branches():
+    """As CUDA graphs do; dynamo stops compiling a function anew after eight times."""
+    memory = {}
+
+    def overwriting(graph, _):
+        def call(*args):
+            (logits,) = graph(*args)
+            return (memory.setdefault(logits.shape, torch.empty_like(logits)).copy_(logits),)
+        return call
+
+    torch._dynamo.reset()
+    model = convert_multi_branch_bn(timm.create_model('test_resnet', num_classes=3, in_chans=1), 10)
+    for i, parameter in enumerate(model.parameters()):
+        nn.init.normal_(parameter, std=0.1 + i / 1000)
+    task = A2AugTask(model, nn.CrossEntropyLoss(), 10, verbose=False)
+    count = CompileCounterWithBackend(overwriting)
+    count = CompileCounterWithBackend(overwriting)
+    task.compile(backend=count)
+    with torch.inference_mode():
+        images = torch.randn(4, 1, 32, 32)
+        torch.testing.assert_close(
+            branch_logits(task.get_eval_model().eval(), images), branch_logits(model.eval(), images))
+    assert count.frame_count == 10
+
+
 def test_views_of_different_sizes_are_compiled_to_one_graph_too():
     torch._dynamo.reset()
     count = CompileCounterWithBackend('eager')

@@ -655,6 +655,16 @@ def test_several_gpus_share_a_batch(monkeypatch):
     assert seen == [3 * 256]
 
 
+@pytest.mark.parametrize('argv, words', [
+    (['--torchcompile', 'aot_eager'], '--num-gpu 2 and --torchcompile do not'),
+    (['--aot-autograd'], '--aot-autograd do not go'), (['--amp', '--amp-dtype', 'bfloat16'], '--model-dtype bfloat16'),
+    (['--num-gpu', '3'], 'needs as many GPUs')])
+def test_what_several_gpus_cannot_share_is_refused(refused, run, monkeypatch, argv, words):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert words in refused(*DIGITS, '--checkpoint', run / 'export', '--device', 'cuda', '--num-gpu', '2', *argv)
+
+
 @pytest.mark.parametrize('name, root, kind', [
     ('', 'images', 'a folder'), ('', 'images.tar', 'a tar file'), ('torch/mnist', 'x', 'torch/'),
     ('WDS/x', 'x', 'wds/'), ('sklearn/digits', None, 'sklearn/digits')])

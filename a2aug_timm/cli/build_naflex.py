@@ -54,18 +54,21 @@ def build_naflex_eval_loader(
         patchify_channels_last=not args.naflex_patchify_channels_first, max_seq_len=args.naflex_max_seq_len, **settings)
 
 
-def build_naflex_loss_scale(args: argparse.Namespace, device: torch.device) -> Callable[[int], float] | None:
+def build_naflex_loss_scale(
+        args: argparse.Namespace,
+        device: torch.device,
+) -> Callable[[int], float | torch.Tensor] | None:
     """Weight of a batch's gradient by its number of images, on this rank and over all of them."""
     power = {'none': 0., 'sqrt': 0.5, 'linear': 1.}[args.naflex_loss_scale]
     if power == 0 and not args.distributed:
         return None
 
-    def scale(batch_size: int) -> float:
+    def scale(batch_size: int) -> float | torch.Tensor:
         local = (batch_size / args.batch_size) ** power
         if not args.distributed:
             return local
         total = torch.tensor(float(batch_size), device=device)
         dist.all_reduce(total)
-        return local * args.world_size * batch_size / total.item()
+        return local * args.world_size * batch_size / total
 
     return scale

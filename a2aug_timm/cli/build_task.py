@@ -164,7 +164,11 @@ def mean_batch_size(args: argparse.Namespace, loader: Any) -> float:
     return loader.batch_sampler.average_batch_size if args.train_img_sizes else args.batch_size
 
 
-def build_loss_scale(args: argparse.Namespace, loader: Any, device: torch.device) -> Callable[[int], float] | None:
+def build_loss_scale(
+        args: argparse.Namespace,
+        loader: Any,
+        device: torch.device,
+) -> Callable[[int], float | torch.Tensor] | None:
     """Weight of a batch's gradient by its number of images, where batches vary and ``…-loss-scale`` asks for it."""
     if args.naflex_loader:
         return build_naflex_loss_scale(args, device)

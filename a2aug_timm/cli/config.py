@@ -1,13 +1,13 @@
 """Strict configuration: one-sentence errors, YAML files checked against the parser, and what was set explicitly."""
 import argparse
 import difflib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import yaml
 from timm.utils import ParseKwargs
+from timm.utils.distributed import world_info_from_env
 
 _UNSET = object()
 
@@ -24,7 +24,7 @@ class StrictParser(argparse.ArgumentParser):
         self.replaces: dict[str, set[str]] = {}
 
     def error(self, message: str) -> NoReturn:
-        sentence = f'{self.prog}: error: {message}\n' if int(os.environ.get('RANK', 0)) == 0 else None
+        sentence = f'{self.prog}: error: {message}\n' if world_info_from_env()[1] == 0 else None
         self.exit(2, sentence)
 
     @contextmanager

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from timm.optim import list_optimizers
+from timm.utils.distributed import is_distributed_env
 
 from ..policies import is_known_to_timm
 from .a2aug_checks import check_branch_flags, refuse_branch_flags
@@ -153,7 +154,7 @@ def _check_loading(args: argparse.Namespace, changed: set[str]) -> None:
                              f'{len(getattr(args, name))}')
     if args.naflex_patch_size_probs and len(args.naflex_patch_size_probs) != len(args.naflex_patch_sizes or ()):
         raise ValueError('--naflex-patch-size-probs takes a value for each of --naflex-patch-sizes')
-    if args.aug_repeats and (is_stream or int(os.environ.get('WORLD_SIZE', 1)) == 1):
+    if args.aug_repeats and (is_stream or not is_distributed_env()):
         raise ValueError('--aug-repeats spreads the draws of an image over several processes; start them with '
                          'distributed_train.sh, on a data set that is no stream')
     if args.tta > 1:

@@ -145,3 +145,10 @@ def _check_device(args: argparse.Namespace) -> None:
         num_gpus = torch.cuda.device_count() if args.device in ('cuda', 'cuda:0') else 0
         if args.num_gpu > num_gpus:
             raise ValueError(f'--num-gpu {args.num_gpu} needs as many GPUs, --device {args.device} has {num_gpus}')
+        # The threads of DataParallel share what one of them compiled, and know no autocast but float16.
+        for name in ('torchcompile', 'aot_autograd'):
+            if getattr(args, name):
+                raise ValueError(f'--num-gpu {args.num_gpu} and {flag(name)} do not go together')
+        if args.amp and args.amp_dtype == 'bfloat16':
+            raise ValueError(f'--num-gpu {args.num_gpu} and --amp-dtype bfloat16 do not go together; take '
+                             '--model-dtype bfloat16')

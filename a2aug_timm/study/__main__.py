@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.utils.distributed import is_distributed_env
 
 from ..cli.arguments import train_parser
 from ..cli.build_data import build_datasets
@@ -74,8 +75,9 @@ def prepare(args: argparse.Namespace, flags: Sequence[str]) -> tuple[Study, Meth
         raise ValueError('a study draws with matplotlib: pip install -e ".[report]"')
     if not TRAIN.is_file():
         raise ValueError(f'a study runs train.py, which is not at {TRAIN}; install this package with pip install -e')
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        raise ValueError('a study starts the processes of its runs itself; start it once, with --nproc')
+    if is_distributed_env():
+        raise ValueError('a study starts the processes of its runs itself; start it once, with --nproc, and without '
+                         'WORLD_SIZE or SLURM_NTASKS')
     if args.seeds < 1 or args.nproc < 1 or (args.budget is not None and not args.budget >= 0):
         raise ValueError('--seeds and --nproc are 1 or more, --budget 0 or more')
     if os.path.exists(args.output) and not os.path.isdir(args.output):
