@@ -109,6 +109,7 @@ def test_plain_runs_get_nothing_of_a2aug_and_all_runs_the_rest(study):
     assert study.config(plain) == {'holdout': 100, 'model': 'net', 'seed': 1, 'epochs': 30, 'color_jitter': 0.}
     stepwise = replace(study, recipe={'decay_epochs': 4, 'decay_milestones': [2, 3]})
     assert stepwise.config(plain).items() >= {'decay_epochs': 12, 'decay_milestones': [6, 9]}.items()
+    assert replace(study, recipe={'decay_epochs': 0.2}).config(plain)['decay_epochs'] == 0.2
 
 
 def test_the_best_of_several_runs_is_chosen_on_held_out_images_and_costs_all_of_them(study):
@@ -178,6 +179,9 @@ def test_runs_that_failed_are_named_and_a_search_goes_without_them(study):
     write_tables(study, METHOD, ['table1'], [])
     page = (study.folder / 'study.md').read_text(encoding='utf-8')
     assert 'net-ra-n1-m10-seed0 failed: the loss is not finite' in page
+    for run in METHOD.search().runs('net', 1):
+        finish(study, run, 80.)
+    write_tables(study, METHOD, ['table1'], [])  # whose figure has a search of two runs and one of three
 
 
 def test_table_6_counts_where_the_largest_mu_is_at_the_best_branch(study):
@@ -206,7 +210,7 @@ def test_figures_are_drawn_of_what_is_done(study):
 def test_a_run_that_another_process_holds_is_left_alone(study, monkeypatch):
     begun = []
 
-    def train_at_once(study, run, lock, num_processes):
+    def train_at_once(study, run, lock):
         begun.append(run)
         finish(study, run, 80.)
 
@@ -340,5 +344,7 @@ def test_a_folder_keeps_one_recipe(recipe, study, capsys):
         main(['table7', '-c', recipe, '-o', str(study.folder), '--seeds', '1'])
     assert 'a recipe with lr 0.3, not None; give another folder' in capsys.readouterr().err
     ours = Study(study.folder, {**kept, 'lr': 0.3, 'checkpoint_hist': 1}, 1, ['other'], 2)
+    with pytest.raises(ValueError, match='with --nproc 1; give another folder'):
+        replace(ours, num_processes=8).with_kept()
     ours = ours.with_kept()
     assert ours.models == ['net', 'other'] and ours.num_seeds == 4

@@ -79,12 +79,14 @@ class Study:
         epochs: Of a plain run.
         models: Networks.
         num_seeds: Seeds of the runs are those below it.
+        num_processes: Of a run, each with a batch of the recipe's size.
     """
     folder: Path
     recipe: dict[str, Any]
     epochs: int
     models: Sequence[str]
     num_seeds: int
+    num_processes: int = 1
     _records: dict[Run, RunRecord] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -106,7 +108,7 @@ class Study:
         for name in _COUNTED_IN_EPOCHS:
             if isinstance(value := config.get(name), (list, tuple)):
                 config[name] = [factor * epoch for epoch in value]
-            elif value:
+            elif value and value >= 1:  # less is a share of the epochs
                 config[name] = factor * value
         return {**config, 'model': run.model, 'seed': run.seed, 'epochs': factor * self.epochs, **run.setting.changes}
 
@@ -138,6 +140,8 @@ class Study:
             if kept['recipe'].get(name) != ours['recipe'].get(name):
                 raise ValueError(f"'{self.folder}' is a study of a recipe with {name} {kept['recipe'].get(name)}, not "
                                  f"{ours['recipe'].get(name)}; give another folder")
+        if (num := kept.get('num_processes', 1)) != self.num_processes:
+            raise ValueError(f"'{self.folder}' is a study of runs with --nproc {num}; give another folder")
         return replace(self, models=list(dict.fromkeys([*kept['models'], *self.models])),
                        num_seeds=max(kept['num_seeds'], self.num_seeds))
 
@@ -151,4 +155,4 @@ class Study:
         """As it is read again; YAML knows no tuples."""
         return yaml.safe_load(yaml.safe_dump({
             'recipe': {**self.recipe, 'epochs': self.epochs}, 'models': list(self.models),
-            'num_seeds': self.num_seeds}))
+            'num_seeds': self.num_seeds, 'num_processes': self.num_processes}))

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     end = math.inf if args.budget is None else time.monotonic() + 3600 * args.budget
     with parser.user_errors():
         work(study, runs, lambda run: time.monotonic() + (estimate.seconds(run) or 0) < end,
-             lambda run, seconds: _report(study, run, seconds), args.nproc)
+             lambda run, seconds: _report(study, run, seconds))
     command = ['python', '-m', 'a2aug_timm.study', *(sys.argv[1:] if argv is None else argv)]
     write_all(wanted, method, [table for table in TABLES if table in args.tables or 'all' in args.tables], command)
     if failed := [run.name for run in runs if study.failure(run)]:
@@ -84,7 +84,7 @@ def prepare(args: argparse.Namespace, flags: Sequence[str]) -> tuple[Study, Meth
         raise ValueError(f"'{args.output}' is not a folder")
     base, recipe = read_recipe(args, flags)
     models = list(dict.fromkeys(args.model or [base.model]))
-    study = Study(Path(args.output), recipe, base.epochs, models, args.seeds)
+    study = Study(Path(args.output), recipe, base.epochs, models, args.seeds, args.nproc)
     method = method_of(base, models)
     tables = [table for table in TABLES if table in args.tables or 'all' in args.tables]
     # All of the first seed come first, so that a study that is cut short has every line; before them a joint run of

@@ -1,7 +1,6 @@
 """How long runs will train: by those that are done, or by a few batches."""
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import yaml
 
 from ..report import read_run
 from . import Run, Study
-from .run_list import TRAIN, last_line
+from .run_list import last_line, launcher
 
 _NUM_BATCHES = 20
 
@@ -51,14 +50,15 @@ def _seconds_per_view(study: Study, run: Run, num_images: int) -> float:
     """By the second of two short epochs."""
     config = study.config(run)
     # A class-balanced part has every class.
-    size = max(_NUM_BATCHES * config.get('batch_size', 128), 4 * (config.get('num_classes') or 1000))
+    batch_size = config.get('batch_size', 128) * study.num_processes
+    size = max(_NUM_BATCHES * batch_size, 4 * (config.get('num_classes') or 1000))
     config = {name: value for name, value in config.items() if name != 'holdout' and 'wandb' not in name}
     config.update(epochs=2, train_subset=min(num_images, size), val_split='', warmup_epochs=0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'probe.yaml'
         path.write_text(yaml.safe_dump(config), encoding='utf-8')
-        command = [sys.executable, str(TRAIN), '-c', str(path), '--output', folder, '--experiment', 'probe']
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [*launcher(study), '-c', path, '--output', folder, '--experiment', 'probe']
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f'a few batches, trained for an estimate, failed: {last_line(done.stderr)}')
         columns = read_run(Path(folder) / 'probe').columns

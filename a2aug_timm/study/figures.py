@@ -66,7 +66,7 @@ def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> 
     axes = figure.subplots()
     search, num = method.search(), method.num_branches
     if curves := [curve for seed in study.seeds if (curve := expected_search(study, search, model, seed))]:
-        means = [statistics.fmean(values) for values in zip(*curves, strict=True)]
+        means = [statistics.fmean(values) for values in zip(*curves, strict=False)]  # as far as that of each seed goes
         axes.plot(range(1, len(means) + 1), means, '-', color=COLORS[1], label='the best of k policies alone')
     joint = [method.joint(num) for num in range(2, min(MAX_BRANCHES, method.num_policies) + 1)]
     for label, color, style, of_label in (

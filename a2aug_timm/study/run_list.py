@@ -22,7 +22,6 @@ def work(
         runs: Sequence[Run],
         fits: Callable[[Run], bool],
         report: Callable[[Run, float], None],
-        num_processes: int = 1,
 ) -> None:
     """Train the runs that are not done and that nobody else is training, until there is none left to take.
 
@@ -31,7 +30,6 @@ def work(
     Args:
         fits: Whether a run may still begin.
         report: Told of each run that this process has ended, with its seconds.
-        num_processes: Of a run; torchrun starts them if they are several.
 
     Raises:
         ValueError: train.py refuses what the recipe says.
@@ -48,7 +46,7 @@ def work(
                     continue
                 num_claimed += 1
                 start = time.perf_counter()
-                train(study, run, lock, num_processes)
+                train(study, run, lock)
                 report(run, time.perf_counter() - start)
 
 
@@ -57,7 +55,7 @@ def _is_settled(study: Study, run: Run, since: float) -> bool:
     return study.is_done(run) or (failed.is_file() and failed.stat().st_mtime >= since)
 
 
-def train(study: Study, run: Run, lock: TextIO, num_processes: int = 1) -> None:
+def train(study: Study, run: Run, lock: TextIO) -> None:
     """Train a run, or the rest of it if it was stopped. Its log lies beside its folder, and why it failed if it does.
 
     Args:
@@ -69,13 +67,11 @@ def train(study: Study, run: Run, lock: TextIO, num_processes: int = 1) -> None:
     path, config_path, failed = study.path(run), study.beside(run, 'yaml'), study.beside(run, 'failed')
     with atomic_write(config_path) as temporary:
         temporary.write_text(yaml.safe_dump(study.config(run), sort_keys=False, allow_unicode=True), encoding='utf-8')
-    command = [TRAIN, '-c', config_path, '--output', path.parent, '--experiment', path.name]
+    command = [*launcher(study), '-c', config_path, '--output', path.parent, '--experiment', path.name]
     if (path / 'last.pth.tar').is_file():
         command += ['--resume', path / 'last.pth.tar']
     else:
         shutil.rmtree(path, ignore_errors=True)  # of a run that was stopped in its first epoch
-    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={num_processes}']
-    command = [sys.executable, *(launcher if num_processes > 1 else []), *command]
     log_path = study.beside(run, 'log')
     with open(log_path, 'a', encoding='utf-8') as log:
         done = subprocess.run(
@@ -87,6 +83,12 @@ def train(study: Study, run: Run, lock: TextIO, num_processes: int = 1) -> None:
             temporary.write_text(last_line(log_path.read_text(encoding='utf-8')) + '\n', encoding='utf-8')
     else:
         failed.unlink(missing_ok=True)
+
+
+def launcher(study: Study) -> list[str | Path]:
+    """What starts train.py: Python, or torchrun if a run has several processes."""
+    several = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={study.num_processes}']
+    return [sys.executable, *(several if study.num_processes > 1 else []), TRAIN]
 
 
 def last_line(text: str) -> str:
