@@ -28,7 +28,7 @@ CIFAR = dict(
     clip_grad=5.0, smoothing=0.0, workers=8, pin_mem=True, channels_last=True)
 IMAGENET = dict(
     batch_size=128, opt='momentum', lr=0.4, sched='cosine', warmup_epochs=5, weight_decay=1e-4, smoothing=0.0, amp=True,
-    channels_last=True, workers=8, pin_mem=True)
+    crop_pct=0.875, interpolation='bicubic', channels_last=True, workers=8, pin_mem=True)
 CIFAR_SOURCES = [
     'SGD with nesterov, momentum 0.9, cosine to 0, gradients clipped to norm 5, pad 4 and crop, flip, Cutout 16: the '
     'published code of AutoAugment (arXiv:1805.09501) and PBA (arXiv:1905.05393). Mean and standard deviation are the '
@@ -39,7 +39,8 @@ CIFAR_SOURCES = [
 IMAGENET_SOURCES = [
     "120 epochs and a batch of 1,024 are the paper's. It prints no other setting; the rest is that of RS-Nets "
     '(arXiv:2007.09558), whose loss is the nearest published one: learning rate 0.1 for a batch of 256, hence 0.4, '
-    "cosine, weight decay 1e-4, no nesterov (timm's `momentum`, not its `sgd`), and 5 epochs of warm-up.",
+    "cosine, weight decay 1e-4, no nesterov (timm's `momentum`, not its `sgd`), and 5 epochs of warm-up. Images are "
+    'judged by their middle 0.875, as usual for 224 pixels; timm would take what each network was published with.',
 ]
 
 
