@@ -36,7 +36,7 @@ from a2aug_timm.cli.build_task import (
 )
 from a2aug_timm.cli.config import StrictParser
 from a2aug_timm.cli.console import RunProgress
-from a2aug_timm.cli.resume_checks import NOT_OF_THE_RUN, adopt_run
+from a2aug_timm.cli.resume_checks import adopt_run, args_of_run
 from a2aug_timm.cli.run import Run
 from a2aug_timm.cli.tracking import command_and_versions, start_wandb
 from a2aug_timm.cli.train_checks import check_train
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     with parser.user_errors():
         args, checkpoint, path = parse(parser, argv)
     folder = RunFolder(path, args.checkpoint_hist, decreasing=args.eval_metric == 'loss')
-    run_args = {name: value for name, value in vars(args).items() if name not in NOT_OF_THE_RUN}
+    run_args = args_of_run(args, checkpoint)
     # What timm raises for settings that do not go together comes before any epoch, and is the user's to mend.
     with parser.user_errors(
             RuntimeError, TypeError, KeyError, AssertionError, IndexError, AttributeError, OSError, ImportError):

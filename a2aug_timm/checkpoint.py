@@ -145,6 +145,7 @@ def training_state(
         state[loss_scaler.state_dict_key] = loss_scaler.state_dict()
     if plateau := _plateau_of(lr_scheduler):
         state['plateau'] = {name: getattr(plateau, name) for name in _PLATEAU_STATE}
+        state['plateau_restore_lr'] = lr_scheduler.restore_lr  # under the noise
     return state
 
 
@@ -176,6 +177,7 @@ def load_training_state(
     if plateau := _plateau_of(lr_scheduler):
         for name, value in checkpoint.get('plateau', {}).items():
             setattr(plateau, name, value)
+        lr_scheduler.restore_lr = checkpoint.get('plateau_restore_lr')
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], settings: tuple[str, ...]) -> None:
@@ -263,12 +265,23 @@ class CheckpointKeeper:
         """Copy the kept files of another folder; what is not there is not kept, and no best where that is missing."""
         self._kept = [(name, metric) for name, metric in self._kept if (folder / name).exists()]
         for name, _ in self._kept:
-            shutil.copyfile(folder / name, self.folder / name)
-        best = f'checkpoint-{self.best_epoch}.pth.tar'
-        if any(name == best for name, _ in self._kept):
-            shutil.copyfile(folder / best, self.folder / 'model_best.pth.tar')
-        else:
+            copy(folder / name, self.folder / name)
+        if all(name != f'checkpoint-{self.best_epoch}.pth.tar' for name, _ in self._kept):
             self.best_metric = self.best_epoch = None
+
+    def restore_best(self) -> Path | None:
+        """Make ``model_best`` the best epoch's again, which a kill may have left ahead of ``last``, and return it."""
+        best, path = self.folder / f'checkpoint-{self.best_epoch}.pth.tar', self.folder / 'model_best.pth.tar'
+        if self.best_epoch is None or not best.exists():
+            return None
+        _link(best, path)
+        return path
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file in one step."""
+    with atomic_write(target) as path:
+        shutil.copyfile(source, path)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,6 +1,5 @@
 """A run's folder: args.yaml, summary.csv, checkpoints, export/ with the best branch, and result.json in the end."""
 import json
-import shutil
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from .checkpoint import CheckpointKeeper, atomic_write, read_checkpoint, remove_unfinished
+from .checkpoint import CheckpointKeeper, atomic_write, copy, read_checkpoint, remove_unfinished
 from .export import export_branch_of, load_branches
 from .summary import write_summary
 
@@ -66,12 +65,10 @@ class RunFolder:
         self.keeper.load(checkpoint, start_epoch)
         if self.history:  # which a run that was killed after its checkpoint has not written
             write_summary(self.path / 'summary.csv', self.history)
-        if source.parent.resolve() == self.path.resolve():
-            return
-        shutil.copyfile(source, self.last_path)
-        self.keeper.take_from(source.parent)
-        if self.keeper.best_epoch is not None:
-            path = self.path / 'model_best.pth.tar'
+        if source.parent.resolve() != self.path.resolve():
+            copy(source, self.last_path)
+            self.keeper.take_from(source.parent)
+        if path := self.keeper.restore_best():
             best = read_checkpoint(path)
             run = best['a2aug']
             export_branch_of(run, load_branches(best, str(path)), run['best_branch'], self.export_path)

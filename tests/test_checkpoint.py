@@ -161,11 +161,12 @@ def test_random_state_survives_a_file(tmp_path):
     assert draws() == expected
 
 
-def plateau_run(epochs, path=None):
+def plateau_run(epochs, path=None, noise=None):
     torch.manual_seed(0)
     task = ClassificationTask(nn.Linear(2, 2), nn.CrossEntropyLoss(), verbose=False)
     optimizer = torch.optim.SGD(task.parameters(), lr=1., momentum=0.9)
-    scheduler, _ = create_scheduler_v2(optimizer, 'plateau', num_epochs=10, patience_epochs=1, warmup_epochs=0)
+    scheduler, _ = create_scheduler_v2(optimizer, 'plateau', num_epochs=10, patience_epochs=1, warmup_epochs=0,
+                                       noise=noise)
     if path:
         checkpoint = read_checkpoint(path)
         load_training_state(checkpoint, task, optimizer, scheduler)
@@ -179,9 +180,10 @@ def plateau_run(epochs, path=None):
 
 
 @pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated')
-def test_a_plateau_schedule_resumes_with_its_patience(tmp_path):
-    whole, *_ = plateau_run(range(6))
-    first, task, optimizer, scheduler = plateau_run(range(3))
+@pytest.mark.parametrize('noise', [None, [0., 1.]])
+def test_a_plateau_schedule_resumes_with_its_patience_and_noise(tmp_path, noise):
+    whole, *_ = plateau_run(range(6), noise=noise)
+    first, task, optimizer, scheduler = plateau_run(range(3), noise=noise)
     torch.save(training_state(task, optimizer, scheduler), tmp_path / 'c')
-    second, *_ = plateau_run(range(3, 6), tmp_path / 'c')
+    second, *_ = plateau_run(range(3, 6), tmp_path / 'c', noise)
     assert first + second == whole and len(set(whole)) > 1

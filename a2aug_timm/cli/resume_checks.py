@@ -9,11 +9,12 @@ from .checks import flag
 _FIXED_BY_CHECKPOINT = (
     'model', 'num_classes', 'in_chans', 'gp', 'model_kwargs', 'eval_metric', 'a2aug_branches', 'a2aug_policies',
     'a2aug_norm', 'a2aug_shared_bn', 'a2aug_independent', 'a2aug_branch_sizes', 'a2aug_ensemble',
-    'a2aug_mu_lr_scale', 'split_bn', 'holdout')
+    'a2aug_mu_lr_scale', 'split_bn', 'holdout', 'val_split')
 # What belongs to one invocation rather than to the run.
-NOT_OF_THE_RUN = {'data', 'local_rank', 'resume', 'no_resume_opt', 'start_epoch', 'device'}
+_NOT_OF_THE_RUN = {'data', 'local_rank', 'resume', 'no_resume_opt', 'start_epoch', 'device'}
 # What a run began with is behind it when it is resumed.
-_NOT_ADOPTED = {*NOT_OF_THE_RUN, 'pretrained', 'pretrained_path', 'initial_checkpoint'}
+_BEGINNING = {'pretrained', 'pretrained_path', 'initial_checkpoint'}
+_NOT_ADOPTED = _NOT_OF_THE_RUN | _BEGINNING
 
 
 def adopt_run(args: argparse.Namespace, explicit: set[str], checkpoint: dict[str, Any]) -> None:
@@ -46,6 +47,13 @@ def adopt_run(args: argparse.Namespace, explicit: set[str], checkpoint: dict[str
         if policies != saved['a2aug_policies']:
             raise ValueError(f"the search space flags sample {_shown(policies)}, which contradicts the checkpoint's "
                              f"{_shown(saved['a2aug_policies'])}")
+
+
+def args_of_run(args: argparse.Namespace, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+    """The arguments that describe a run, by name; of one that is resumed also what it began with."""
+    saved = (checkpoint or {}).get('args')
+    began = {name: saved[name] for name in _BEGINNING & saved.keys()} if isinstance(saved, dict) else {}
+    return {name: value for name, value in vars(args).items() if name not in _NOT_OF_THE_RUN} | began
 
 
 def _check_fixed(args: argparse.Namespace, explicit: set[str], saved: dict[str, Any]) -> None:
