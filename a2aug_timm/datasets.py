@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .torchvision_datasets import DATASETS, create_torchvision_dataset
 
+_KINDS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 _SPLITS = (*_TRAIN_SYNONYM, *_EVAL_SYNONYM)
 
 _NUM_VALIDATION_DIGITS = 360
@@ -60,6 +61,9 @@ def check_dataset(name: str, root: str | None, download: bool = False) -> None:
         download: torchvision's data sets make their folder when they are downloaded.
     """
     kind = name.lower().partition('/')[0] if '/' in name else ''
+    if kind not in ('', *_KINDS) and name != 'sklearn/digits':
+        raise ValueError(f"there is no data set '{name}'; a name begins with {'/, '.join(_KINDS)}/, and a folder "
+                         'needs none')
     if name == 'sklearn/digits' or (not root and kind in ('hfds', 'hfids', 'tfds')):  # these have a cache of their own
         return
     if kind == 'wds' and root and ('://' in root or root.startswith('pipe:')):
@@ -129,7 +133,7 @@ def check_split(name: str, root: str, split: str, allow_no_split: bool = False) 
     kind, _, basic = name.lower().partition('/')
     if kind == 'torch' and basic in _TORCH_BASIC_DS and split not in (*_SPLITS, 'test'):
         raise ValueError(f"'{name}' has the splits train and validation, not '{split}'")
-    is_folder = not name or name.lower() in ('torch/image_folder', 'torch/folder')
+    is_folder = not kind or '/' not in name or name.lower() in ('torch/image_folder', 'torch/folder')
     if not is_folder or not os.path.isdir(root):
         return
     synonyms = next((names for names in (_TRAIN_SYNONYM, _EVAL_SYNONYM) if split in names), ())

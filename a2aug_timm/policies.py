@@ -6,6 +6,7 @@ its siblings are AutoAugment's policies as torchvision ships them, ``none`` leav
 means exactly what timm's ``--aa`` means.
 """
 import hashlib
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -210,11 +211,12 @@ def _fill(mean: Sequence[float]) -> list[int]:
 
 
 def _published_rand_augment(sections: dict[str, str], mean: Sequence[float], interpolation: str) -> RandAugment:
+    std = float(sections.get('mstd', 0))
     hparams = dict(
         img_mean=tuple(_fill(mean)),
         translate_pct=TRANSLATE_PCT,
         magnitude_max=int(sections.get('mmax', MAX_MAGNITUDE)),
-        magnitude_std=float(sections.get('mstd', 0)),
+        magnitude_std=math.inf if std > 100 else std,  # as timm reads it: infinite is uniform up to the magnitude
     )
     if interpolation and interpolation != 'random':
         hparams['interpolation'] = str_to_pil_interp(interpolation)

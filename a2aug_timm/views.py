@@ -18,6 +18,8 @@ from .policies import MultiPolicyRandAugment
 _logger = logging.getLogger(__name__)
 
 _MAX_CONSECUTIVE_FAILURES = 10
+# What Pillow's readers raise for files that are damaged, or that open to too many pixels.
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class SkippingDataset(Dataset):
@@ -64,7 +66,7 @@ class SkippingDataset(Dataset):
             candidate = self.indices[candidate % len(self)]
             try:
                 return self._decode(candidate)
-            except OSError as error:
+            except _UNREADABLE as error:
                 _logger.warning('Skipped %s: %s', self._path(candidate), error)
                 with self._num_skipped.get_lock():
                     self._num_skipped.value += 1

@@ -155,6 +155,12 @@ def test_a_published_space_is_what_policies_are_sampled_from():
     assert args.a2aug_num_layers == [3] and args.a2aug_magnitudes == [4, 5, 7, 9, 11]
 
 
+def test_schedules_that_end_with_a_decay_have_timms_length_of_it_unless_it_is_given():
+    for argv, epochs in (([], 90), (['--sched', 'wsd'], 0.2), (['--sched', 'rsqrt', '--decay-epochs', '90'], 90),
+                         (['--sched', 'constant'], 90)):
+        assert checked(['--data-dir', '.', *argv]).decay_epochs == epochs
+
+
 def test_the_old_name_of_drop_path_means_drop_path():
     args = checked(['--data-dir', '.', '--drop-connect', '0.1'])
     assert args.drop_path == 0.1 and args.drop_connect is None

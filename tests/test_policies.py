@@ -84,6 +84,18 @@ def test_published_string_draws_n_of_14_ops_uniformly_at_probability_one():
     assert sum(counts) == 6000 and min(counts) > 350 and max(counts) < 510  # 429 expected, 4 sigma is 80
 
 
+@pytest.mark.parametrize('suffix', ['', '-tpublished'])
+def test_a_std_above_100_is_a_uniform_magnitude_as_in_timm(suffix):
+    (transform,) = MultiPolicyRandAugment([f'rand-m9-n1-mstd101{suffix}']).transforms
+    ops = getattr(transform, 'ops', None) or transform.transforms[-1].ops
+    levels = []
+    op = ops[-1]
+    op.prob, op.level_fn, op.aug_fn = 1., lambda level, _: levels.append(level) or (), lambda image, **_: image
+    for _ in range(300):
+        op(None)
+    assert 0 <= min(levels) < 1 and 8 < max(levels) <= 9 and len(set(levels)) > 250
+
+
 @pytest.mark.parametrize('policy', [
     'rand-m9-n2-p1.0', 'rand-m9-mstd0.5-inc1', 'rand-m12-n3-mmax20', 'rand-m7-n2-tweights', 'rand-m9-t3a',
     'original', 'originalr-mstd0.5', 'v0', 'v0r', '3a', 'augmix-m5-w4-d2', 'augmix-m3-b1'])

@@ -70,6 +70,10 @@ def test_a_summary_alone_is_enough(runs, tmp_path, caplog):
     (tmp_path / 'alone').mkdir()
     (tmp_path / 'alone' / 'summary.csv').write_text((runs / 'joint' / 'summary.csv').read_text())
     main([str(tmp_path / 'alone'), '-o', str(tmp_path / 'out')])
+    (tmp_path / 'file').touch()
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(tmp_path / 'alone'), '-o', str(tmp_path / 'file')])
+    assert exit_info.value.code == 2
     assert 'has not come to its end' in (tmp_path / 'out' / 'report.html').read_text(encoding='utf-8')
     assert 'no sample views' in caplog.text and not (tmp_path / 'out' / 'alone-views.png').exists()
 

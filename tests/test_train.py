@@ -259,7 +259,9 @@ def finished(tmp_path_factory):
     (['--a2aug-branches', '2', '--a2aug-policies', 'rand-m9', 'rand-m9-n2-p0.5-mstd0'], 'are the same'),
     (['--aa', 'rand-m9-z3'], "section 'z3'"), (['--aa', 'foo'], 'must begin with one of'),
     ([*THREE, '--a2aug-logit-scale', 'nan'], 'positive number'), ([*THREE, '--color-jitter', '0.2'], 'replace it'),
-    (['--val-split', 'trian'], 'train and validation, not'), (['--lr', '-1'], '--lr must be at least 0'),
+    (['--val-split', 'trian'], 'train and validation, not'), (['--lr', '0'], '--lr must be above 0'),
+    (['--crop-pct', '0'], '--crop-pct must be above 0 and at most 1'), (['--input-img-mode', 'BGR'], "got 'BGR'"),
+    (['--ratio', '0', '0'], '--ratio must be above 0'),
     (['--smoothing', '1.5'], 'between 0 and 1'), (['--scale', '0.5'], '--scale takes 2 values'),
     (['--opt', 'adamw', '--opt-betas', '0.9'], 'takes 2 or 3 values'), (['--opt-kwargs', 'foo=1'], 'foo'),
     (['--sched', 'plateau', '--sched-on-updates'], 'steps on epochs'), (['--device', 'foo'], "no device 'foo'"),
@@ -290,6 +292,7 @@ def test_a_gpu_that_is_asked_for_and_missing_is_refused(capsys):
     (['--a2aug-policies', 'v0', '3a', 'v0r'], '--a2aug-policies v0 3a v0r contradicts'),
     (['--a2aug-seed', '7'], 'contradicts'), (['--a2aug-shared-bn'], 'contradicts'),
     (['--opt', 'adamw'], 'add --no-resume-opt'), (['--eval-metric', 'loss'], 'contradicts'),
+    (['--val-split', ''], 'contradicts the checkpoint, which has validation'),
     (['--weight-decay', '0'], 'leave it behind with --no-resume-opt')], ids=lambda value: value[0])
 def test_a_resume_that_contradicts_its_checkpoint_is_refused(finished, capsys, argv, words):
     before = {path: path.read_bytes() for path in finished.glob('*.*')}
@@ -302,7 +305,13 @@ def test_a_run_killed_between_its_last_checkpoint_and_the_summary_comes_to_its_e
     shutil.copytree(finished, run)
     (run / 'summary.csv').unlink()
     (run / 'result.json').unlink()
+    # The epoch after it was the best one, and the kill came before that was kept.
+    (run / 'model_best.pth.tar').unlink()
+    (run / 'export' / 'model.safetensors').write_bytes(b'of the next epoch')
     train.main(['--resume', str(run / 'last.pth.tar'), '--device', 'cpu'])
+    for name in ('model_best.pth.tar', 'export/model.safetensors'):
+        ours, others = (read_checkpoint(folder / name) for folder in (run, finished))
+        torch.testing.assert_close(ours['state_dict'], others['state_dict'], rtol=0, atol=0)
     assert rows_of(run) == rows_of(finished)
     assert (run / 'result.json').read_text() == (finished / 'result.json').read_text()
 
@@ -394,6 +403,9 @@ def test_the_arguments_of_a_fine_tuning_run_are_that_run_again(finished, tmp_pat
     last = tmp_path / 'b' / 'last.pth.tar'
     train.main(['-c', str(tmp_path / 'b' / 'args.yaml'), '--device', 'cpu', '--resume', str(last), '--epochs', '2'])
     assert len(rows_of(tmp_path / 'b')) == 2
+    train.main(['--device', 'cpu', '--resume', str(last), '--epochs', '3'])
+    args = yaml.safe_load((tmp_path / 'b' / 'args.yaml').read_text())
+    assert args['initial_checkpoint'] == str(finished / 'export') and args['epochs'] == 3
 
 
 def test_a_later_start_has_the_schedule_of_its_epoch(tmp_path):
@@ -422,6 +434,8 @@ def test_splits_and_classes_that_do_not_match_are_refused(image_folder, tmp_path
     assert "no split 'validation'" in refused(capsys, train.main, argv())
     assert "no split 'validation'" in refused(capsys, validate.main, [
         '--data-dir', image_folder, '--model', 'test_resnet', '--device', 'cpu'])
+    assert "no split 'validation'" in refused(capsys, train.main, argv('--dataset', 'ImageFolder'))
+    assert "no data set 'tourch/cifar10'" in refused(capsys, train.main, argv('--dataset', 'tourch/cifar10'))
     assert len(create_dataset('', str(tmp_path / 'elsewhere'), 'validation', allow_no_split=True)) == 4
 
 
@@ -503,6 +517,8 @@ def test_any_branch_is_exported_from_any_checkpoint(finished, tmp_path, capsys):
     for argv, words in (([finished / 'last.pth.tar', '--branch', '5'], "no branch '5'"), (['nowhere'], 'no checkpoint'),
                         ([finished / 'export' / 'checkpoint.pth.tar'], 'not a checkpoint of')):
         assert words in refused(capsys, export_main, [*argv, '-o', tmp_path / 'no'])
+    (tmp_path / 'file').touch()
+    assert 'File exists' in refused(capsys, export_main, [finished / 'last.pth.tar', '-o', tmp_path / 'file'])
     assert not (tmp_path / 'no').exists()
 
 

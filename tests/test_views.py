@@ -132,9 +132,25 @@ def test_timms_loader_crops_erases_and_normalises_every_view(image_folder, prefe
     assert -2 <= images.min() < -0.5 and 0.5 < images.max() <= 2
 
 
-def test_broken_images_are_named_counted_and_replaced_by_the_next(image_folder, caplog):
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def damaged_png(path):
+    """Pillow raises a SyntaxError for a chunk of no name, which the second of the pixels' has."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)).save(path, 'png')
+    head, first, second = path.read_bytes().split(b'IDAT', 2)
+    path.write_bytes(head + b'IDAT' + first + b'\0\0\0\0' + second)
+
+
+def too_large(path):
+    Image.new('1', (20000, 20000)).save(path, 'png')
+
+
+@pytest.mark.parametrize('damage', [truncated, damaged_png, too_large])
+def test_broken_images_are_named_counted_and_replaced_by_the_next(image_folder, caplog, damage):
     broken = image_folder / 'train' / 'cat' / '1.jpg'
-    broken.write_bytes(broken.read_bytes()[:300])
+    damage(broken)
     images = create_dataset('', root=image_folder, split='train')
     index = images.filenames(absolute=True).index(str(broken))
     dataset = SkippingDataset(images)

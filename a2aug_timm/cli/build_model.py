@@ -92,6 +92,7 @@ def model_dtype(args: argparse.Namespace) -> torch.dtype | None:
 
 def _create_model(args: argparse.Namespace, is_fresh: bool) -> nn.Module:
     overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path and is_fresh else None
+    pretrained = read_checkpoint(args.pretrained_path) if overlay is not None else None
     try:
         model = timm.create_model(
             args.model,
@@ -110,8 +111,8 @@ def _create_model(args: argparse.Namespace, is_fresh: bool) -> nn.Module:
         )
     except TypeError as error:  # an argument that this architecture does not take
         raise ValueError(f'{args.model}: {error}') from error
-    if overlay is not None:
-        _check_pretrained(args.pretrained_path, model)
+    if pretrained is not None:
+        _check_pretrained(pretrained, args.pretrained_path, model)
     return model
 
 
@@ -143,9 +144,8 @@ def _num_branches(checkpoint: dict[str, Any]) -> int:
     return 1 if run.get('own') == 'nothing' else run.get('num_branches', 1)
 
 
-def _check_pretrained(path: str, model: nn.Module) -> None:
+def _check_pretrained(checkpoint: dict[str, Any], path: str, model: nn.Module) -> None:
     """timm adapts head and stem and so takes any file; refuse what it would take nothing or the wrong things of."""
-    checkpoint = read_checkpoint(path)
     if _num_branches(checkpoint) > 1:
         raise ValueError(f"'{path}' holds {_num_branches(checkpoint)} branches; export one of them first")
     if not state_dict_of(checkpoint, use_ema=None).keys() & model.state_dict().keys():

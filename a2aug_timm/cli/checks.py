@@ -6,6 +6,7 @@ import os
 
 import timm
 import torch
+from PIL import Image
 
 from ..datasets import check_dataset
 
@@ -17,29 +18,32 @@ _RANGES: dict[str, tuple[float, float | None]] = {
         'kd_teacher_feature_dim', 'train_num_samples', 'val_num_samples', 'num_classes', 'in_chans', 'img_size',
         'input_size', 'recount', 'lr_base_size', 'lr_cycle_limit', 'a2aug_branch_sizes'), (1, None)),
     **dict.fromkeys((
-        'workers', 'start_epoch', 'lr', 'lr_base', 'warmup_lr', 'min_lr', 'weight_decay', 'warmup_epochs', 'clip_grad',
+        'workers', 'start_epoch', 'lr_base', 'warmup_lr', 'min_lr', 'weight_decay', 'warmup_epochs', 'clip_grad',
         'mixup', 'cutmix', 'mixup_off_epoch', 'recovery_interval', 'cutout', 'crop_padding',
         'aug_repeats', 'aug_splits', 'tta', 'epoch_repeats',
         'train_size_probs', 'train_size_schedule_spread', 'layer_decay_min_scale', 'bce_pos_weight',
-        'cooldown_epochs', 'patience_epochs', 'decay_rate', 'color_jitter', 'ratio', 'a2aug_ensemble_weight',
+        'cooldown_epochs', 'patience_epochs', 'decay_rate', 'color_jitter', 'a2aug_ensemble_weight',
         'a2aug_kl_weight', 'a2aug_mu_lr_scale'), (0, None)),
     **dict.fromkeys((
         'smoothing', 'drop', 'drop_path', 'drop_block', 'reprob', 'hflip', 'vflip', 'color_jitter_prob',
-        'grayscale_prob', 'gaussian_blur_prob', 'scale', 'momentum', 'model_ema_decay', 'bn_momentum', 'crop_pct',
+        'grayscale_prob', 'gaussian_blur_prob', 'scale', 'momentum', 'model_ema_decay', 'bn_momentum',
         'lr_noise', 'cutmix_minmax', 'train_size_random_mix', 'bce_target_thresh', 'drop_connect',
         'mixup_prob', 'mixup_switch_prob'), (0, 1)),
     **dict.fromkeys((
-        'lr_cycle_mul', 'decay_epochs', 'opt_eps', 'bn_eps', 'std', 'layer_decay', 'kd_temperature'), (1e-12, None)),
+        'lr', 'lr_cycle_mul', 'decay_epochs', 'opt_eps', 'bn_eps', 'std', 'layer_decay', 'kd_temperature', 'ratio'),
+        (1e-12, None)),
+    'crop_pct': (1e-12, 1),
 }
 _INTERPOLATIONS = ('', 'bilinear', 'bicubic', 'nearest', 'box', 'hamming', 'lanczos')
 _ONE_OF = {
     'amp_dtype': ('float16', 'bfloat16'), 'clip_mode': ('norm', 'value', 'agc'), 'dist_bn': ('broadcast', 'reduce', ''),
     'remode': ('const', 'rand', 'pixel'), 'eval_metric': ('top1', 'top5', 'loss'), 'results_format': ('csv', 'json'),
     'model_dtype': (None, 'float32', 'float16', 'bfloat16'), 'fuser': ('', 'te', 'old', 'legacy', 'nvfuser', 'nvf'),
-    'worker_seeding': ('all', 'part'), 'kd_loss_type': ('kl',),
+    'worker_seeding': ('all', 'part'), 'input_img_mode': (None, *Image.MODES), 'kd_loss_type': ('kl',),
     'mixup_mode': ('batch', 'pair', 'elem', 'half'),
     'train_crop_mode': (None, 'rrc', 'rkrc', 'rkrr', 'pad'), 'crop_mode': (None, 'center', 'squash', 'border'),
-    'sched': ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'none'),
+    'sched': (
+        'cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none'),
     'lr_base_scale': ('', 'linear', 'sqrt'), 'interpolation': _INTERPOLATIONS,
     'train_interpolation': ('random', *_INTERPOLATIONS),
 }
@@ -69,7 +73,9 @@ def _check_values(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         for one in value if isinstance(value, list) else [value]:
             if one is not None and not least <= one <= (math.inf if most is None else most):
-                bounds = f'at least {least:g}' if most is None else f'between {least:g} and {most:g}'
+                lower = 'above 0' if 0 < least < 1 else f'at least {least:g}'
+                bounds = lower if most is None else f'between {least:g} and {most:g}' if least == 0 else (
+                    f'{lower} and at most {most:g}')
                 raise ValueError(f'{flag(name)} must be {bounds}, got {one}')
     for name, choices in _ONE_OF.items():
         value = getattr(args, name, choices[0])

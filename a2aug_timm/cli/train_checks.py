@@ -49,7 +49,7 @@ def check_train(args: argparse.Namespace, explicit: set[str], defaults: dict[str
     check_common(args, explicit)
     args.aa = None if args.aa == 'none' else args.aa
     changed = {name for name, value in vars(args).items() if name in defaults and value != defaults[name]}
-    _check_optimizer(args)
+    _check_optimizer(args, explicit | changed)
     for name in ('pretrained_path', 'initial_checkpoint'):
         path = getattr(args, name)
         if path and not os.path.exists(path):
@@ -88,7 +88,9 @@ def _import_device_modules(args: argparse.Namespace) -> None:
             raise ValueError(f"--device-modules: cannot import '{name}': {error}") from error
 
 
-def _check_optimizer(args: argparse.Namespace) -> None:
+def _check_optimizer(args: argparse.Namespace, given: set[str]) -> None:
+    if args.sched in ('wsd', 'rsqrt') and 'decay_epochs' not in given:
+        args.decay_epochs = 0.2  # as timm has it for these, a share of all epochs
     if args.opt.lower().removeprefix('lookahead_') not in list_optimizers():
         raise ValueError(f"timm has no optimizer '{args.opt}'")
     if args.sched == 'plateau' and args.sched_on_updates:

@@ -67,8 +67,6 @@ def _check_values(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value not in choices:
             raise ValueError(f"{flag(name)} must be one of {', '.join(map(str, filter(None, choices)))}, got {value!r}")
-    if args.crop_pct == 0:
-        raise ValueError('--crop-pct must be above 0')
 
 
 def _check_combinations(args: argparse.Namespace, explicit: set[str]) -> None:

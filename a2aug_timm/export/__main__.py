@@ -17,10 +17,11 @@ def main(argv: list[str] | None = None) -> None:
         model = load_branches(checkpoint, args.checkpoint)
         run = checkpoint['a2aug']
         branches = resolve_branches(args.branch, run, model)
-    for branch in branches:
-        folder = Path(args.output) / f'branch-{branch}' if args.branch == 'all' else Path(args.output)
-        export_branch_of(run, model, branch, folder)
-        print(f"branch {branch} -> {folder}\n  {load_line(run['config']['architecture'], folder)}")
+    with parser.user_errors(OSError):
+        for branch in branches:
+            folder = Path(args.output) / f'branch-{branch}' if args.branch == 'all' else Path(args.output)
+            export_branch_of(run, model, branch, folder)
+            print(f"branch {branch} -> {folder}\n  {load_line(run['config']['architecture'], folder)}")
 
 
 if __name__ == '__main__':

@@ -26,14 +26,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('runs', nargs='+', metavar='RUN', help="a run's folder")
     parser.add_argument('-o', '--output', required=True, metavar='FOLDER', help='folder to write')
     args = parser.parse_args(argv)
-    with parser.user_errors():
+    folder = Path(args.output)
+    with parser.user_errors(OSError):
         if importlib.util.find_spec('matplotlib') is None:
             raise ValueError('a report needs matplotlib: pip install -e ".[report]"')
         runs = [read_run(folder) for folder in args.runs]
         if len({run.name for run in runs}) < len(runs):
             raise ValueError('two of the runs have the same name; give folders of different names')
-    folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     figures = [draw(run, folder) for run in runs]
     with atomic_write(folder / 'report.html') as path:
         path.write_text(write_page(runs, figures), encoding='utf-8')
