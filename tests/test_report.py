@@ -74,6 +74,10 @@ def test_a_summary_alone_is_enough(runs, tmp_path, caplog):
     with pytest.raises(SystemExit) as exit_info:
         main([str(tmp_path / 'alone'), '-o', str(tmp_path / 'file')])
     assert exit_info.value.code == 2
+    figure = tmp_path / 'out' / 'alone-curves.svg'
+    before = figure.read_bytes()
+    main([str(tmp_path / 'alone'), '-o', str(tmp_path / 'out')])
+    assert figure.read_bytes() == before
     assert 'has not come to its end' in (tmp_path / 'out' / 'report.html').read_text(encoding='utf-8')
     assert 'no sample views' in caplog.text and not (tmp_path / 'out' / 'alone-views.png').exists()
 

@@ -3,6 +3,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -66,10 +67,11 @@ def draw_views(views: Sequence[Sequence], labels: Iterable[str]) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> str:
-    """Write ``path`` as PNG and SVG; the SVG's text, for a page."""
+    """Write ``path`` as PNG and SVG, the same bytes for the same figure; the SVG's text, for a page."""
     figure.savefig(path.with_name(f'{path.name}.png'), dpi=150)
     buffer = io.StringIO()
-    figure.savefig(buffer, format='svg', metadata={'Date': None})
+    with matplotlib.rc_context({'svg.hashsalt': path.name}):
+        figure.savefig(buffer, format='svg', metadata={'Date': None})
     path.with_name(f'{path.name}.svg').write_text(buffer.getvalue(), encoding='utf-8')
     return buffer.getvalue()
 
