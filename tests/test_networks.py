@@ -94,6 +94,12 @@ def test_any_wide_resnet_has_the_papers_number_of_parameters(depth, width_factor
         assert round(num_parameters(WideResNet(depth, width_factor)) / 1e6, 1) == millions
 
 
+def test_a_wide_resnet_may_have_a_fractional_width():
+    model = timm.create_model('wide_resnet10_1', width_factor=1.5)
+    assert [info['num_chs'] for info in model.feature_info] == [24, 48, 96]
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
 # Millions of parameters and features, in the table of bottlenecks in github.com/jhkim89/PyramidNet; some of it leaves
 # out the norms, which are 0.2 M.
 @pytest.mark.parametrize('depth, widening, millions, features', [

@@ -46,7 +46,7 @@ class WideResNet(CifarNetwork):
 
     Args:
         depth: Layers, 6n + 4 for n blocks a stage.
-        width_factor: Stages have 16, 32 and 64 times as many channels.
+        width_factor: Stages have 16, 32 and 64 times as many channels, rounded.
 
     Raises:
         ValueError: There is no network of this depth.
@@ -55,7 +55,7 @@ class WideResNet(CifarNetwork):
     def __init__(
             self,
             depth: int,
-            width_factor: int,
+            width_factor: float,
             num_classes: int = 10,
             in_chans: int = 3,
             global_pool: str = 'avg',
@@ -63,7 +63,7 @@ class WideResNet(CifarNetwork):
     ):
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f'the depth of a wide ResNet is 6n + 4, got {depth}')
-        channels = [16 * width_factor, 32 * width_factor, 64 * width_factor]
+        channels = [round(width * width_factor) for width in (16, 32, 64)]
         stages = []
         for in_chs, out_chs, stride in zip([16, *channels], channels, (1, 2, 2), strict=False):
             stages.append(Stage(
