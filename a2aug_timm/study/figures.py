@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from ..report.plots import COLORS, ENSEMBLE_COLOR, draw_mu, draw_series, finish, short_policy
 from . import Row, Study
@@ -64,10 +65,11 @@ def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> 
     """Top-1 against the images seen: A²-Aug as N grows, the random search as it grows, plain training as it lasts."""
     figure = Figure(figsize=(7, 4.4), layout='constrained')
     axes = figure.subplots()
-    search, num = method.search(), method.num_branches
+    search, num, costs = method.search(), method.num_branches, set()
     if curves := [curve for seed in study.seeds if (curve := expected_search(study, search, model, seed))]:
         means = [statistics.fmean(values) for values in zip(*curves, strict=False)]  # as far as that of each seed goes
         axes.plot(range(1, len(means) + 1), means, '-', color=COLORS[1], label='the best of k policies alone')
+        costs |= {1, len(means)}
     joint = [method.joint(num) for num in range(2, min(MAX_BRANCHES, method.num_policies) + 1)]
     for label, color, style, of_label in (
             ('A²-Aug, N branches', COLORS[0], 'o-', joint),
@@ -76,10 +78,12 @@ def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> 
         lines = [line for line in lines_of(study, of_label, model) if line.top1 is not None]
         if lines:
             _draw_points(axes, [line.cost for line in lines], lines, label, color, style)
+            costs.update(line.cost for line in lines)
     if not axes.get_legend_handles_labels()[0]:
         return None
     axes.set_xscale('log', base=2)
-    axes.xaxis.set_major_formatter('{x:g}×')
+    axes.set_xticks(sorted(costs), [f'{cost}×' for cost in sorted(costs)])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(f'top-1, %, and what it took: {model}', loc='left')
     finish(axes, 'images seen, as a multiple of a plain run')
     return figure
