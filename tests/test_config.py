@@ -65,8 +65,9 @@ def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(capsys, argv, word
     assert exit_info.value.code == 2 and words in error and error.count('\n') == 1
 
 
-def test_ranks_other_than_the_first_stay_silent(capsys, monkeypatch):
-    monkeypatch.setenv('RANK', '1')
+@pytest.mark.parametrize('name', ['RANK', 'SLURM_PROCID'])
+def test_ranks_other_than_the_first_stay_silent(capsys, monkeypatch, name):
+    monkeypatch.setenv(name, '1')
     with pytest.raises(SystemExit) as exit_info:
         train_parser().parse(['--nonsense'])
     assert exit_info.value.code == 2 and capsys.readouterr().err == ''

@@ -161,6 +161,12 @@ def test_schedules_that_end_with_a_decay_have_timms_length_of_it_unless_it_is_gi
         assert checked(['--data-dir', '.', *argv]).decay_epochs == epochs
 
 
+@pytest.mark.parametrize('name', ['WORLD_SIZE', 'SLURM_NTASKS'])
+def test_repeated_augmentation_is_for_the_processes_of_either_launcher(monkeypatch, name):
+    monkeypatch.setenv(name, '2')
+    assert checked(['--data-dir', '.', '--aug-repeats', '3']).aug_repeats == 3
+
+
 def test_the_old_name_of_drop_path_means_drop_path():
     args = checked(['--data-dir', '.', '--drop-connect', '0.1'])
     assert args.drop_path == 0.1 and args.drop_connect is None
