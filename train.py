@@ -75,8 +75,6 @@ def main(argv: list[str] | None = None) -> None:
         if checkpoint is not None:
             load_training_state(checkpoint, task, None if args.no_resume_opt else optimizer, lr_scheduler, loss_scaler)
         start_schedule(args, lr_scheduler, start_epoch, num_updates, (checkpoint or {}).get('metric'))
-        if checkpoint is not None:
-            resume_random_state(args, checkpoint, loader, eval_loader)
         compile_task(args, task)
         if args.distributed:
             task.prepare_distributed(
@@ -86,6 +84,9 @@ def main(argv: list[str] | None = None) -> None:
             run_args.update(lr=args.lr, lr_base_scale=args.lr_base_scale, num_classes=model.num_classes,
                             in_chans=data_config['input_size'][0])
             folder.begin(run_args, checkpoint, args.resume, start_epoch, origin=command_and_versions())
+        if checkpoint is not None:
+            # At the end, since a folder that goes on builds its best model anew, which draws weights.
+            resume_random_state(args, checkpoint, loader, eval_loader)
 
     step = OptimizerStep(
         task, optimizer, autocast=autocast, loss_scale=build_loss_scale(args, loader, device),

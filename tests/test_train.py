@@ -259,7 +259,7 @@ def finished(tmp_path_factory):
     (['--a2aug-branches', '2', '--a2aug-policies', 'rand-m9', 'rand-m9-n2-p0.5-mstd0'], 'are the same'),
     (['--aa', 'rand-m9-z3'], "section 'z3'"), (['--aa', 'foo'], 'must begin with one of'),
     ([*THREE, '--a2aug-logit-scale', 'nan'], 'positive number'), ([*THREE, '--color-jitter', '0.2'], 'replace it'),
-    (['--val-split', 'trian'], 'train and validation, not'), (['--lr', '0'], '--lr must be above 0'),
+    (['--val-split', 'trian'], 'train and validation, not'), (['--lr', '-1'], '--lr must be at least 0'),
     (['--crop-pct', '0'], '--crop-pct must be above 0 and at most 1'), (['--input-img-mode', 'BGR'], "got 'BGR'"),
     (['--ratio', '0', '0'], '--ratio must be above 0'),
     (['--smoothing', '1.5'], 'between 0 and 1'), (['--scale', '0.5'], '--scale takes 2 values'),

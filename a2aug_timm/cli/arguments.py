@@ -139,7 +139,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Learning rate schedule parameters').add_argument
     add('--sched', default='cosine', metavar='SCHEDULER', help='timm scheduler')
     add('--sched-on-updates', action='store_true', help='step the schedule at every update')
-    add('--lr', type=float, default=None, metavar='LR', help='learning rate, overrides --lr-base')
+    add('--lr', type=float, default=None, metavar='LR', help='learning rate, overrides --lr-base; 0 is none')
     add('--lr-base', type=float, default=0.1, metavar='LR', help='lr = lr_base * global_batch_size / lr_base_size')
     add('--lr-base-size', type=int, default=256, metavar='DIV', help='base batch size in images, not views')
     add('--lr-base-scale', default='', metavar='SCALE', help='linear or sqrt, by optimizer if not given')

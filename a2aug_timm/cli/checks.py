@@ -18,7 +18,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
         'kd_teacher_feature_dim', 'train_num_samples', 'val_num_samples', 'num_classes', 'in_chans', 'img_size',
         'input_size', 'recount', 'lr_base_size', 'lr_cycle_limit', 'a2aug_branch_sizes'), (1, None)),
     **dict.fromkeys((
-        'workers', 'start_epoch', 'lr_base', 'warmup_lr', 'min_lr', 'weight_decay', 'warmup_epochs', 'clip_grad',
+        'workers', 'start_epoch', 'lr', 'lr_base', 'warmup_lr', 'min_lr', 'weight_decay', 'warmup_epochs', 'clip_grad',
         'mixup', 'cutmix', 'mixup_off_epoch', 'recovery_interval', 'cutout', 'crop_padding',
         'aug_repeats', 'aug_splits', 'tta', 'epoch_repeats',
         'train_size_probs', 'train_size_schedule_spread', 'layer_decay_min_scale', 'bce_pos_weight',
@@ -30,7 +30,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
         'lr_noise', 'cutmix_minmax', 'train_size_random_mix', 'bce_target_thresh', 'drop_connect',
         'mixup_prob', 'mixup_switch_prob'), (0, 1)),
     **dict.fromkeys((
-        'lr', 'lr_cycle_mul', 'decay_epochs', 'opt_eps', 'bn_eps', 'std', 'layer_decay', 'kd_temperature', 'ratio'),
+        'lr_cycle_mul', 'decay_epochs', 'opt_eps', 'bn_eps', 'std', 'layer_decay', 'kd_temperature', 'ratio'),
         (1e-12, None)),
     'crop_pct': (1e-12, 1),
 }
