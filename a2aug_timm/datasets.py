@@ -54,13 +54,18 @@ class DigitsDataset(Dataset):
         return image if self.transform is None else self.transform(image), self.targets[index]
 
 
+def prefix_of(name: str) -> str:
+    """What a data set's name begins with, ``torch``, ``hfds``, …; empty where timm reads a folder or a tar file."""
+    return name.lower().partition('/')[0] if '/' in name else ''
+
+
 def check_dataset(name: str, root: str | None, download: bool = False) -> None:
     """Raise ``ValueError`` if a data set obviously cannot be read, before anything else is done.
 
     Args:
         download: torchvision's data sets make their folder when they are downloaded.
     """
-    kind = name.lower().partition('/')[0] if '/' in name else ''
+    kind = prefix_of(name)
     if kind not in ('', *_KINDS) and name != 'sklearn/digits':
         raise ValueError(f"there is no data set '{name}'; a name begins with {'/, '.join(_KINDS)}/, and a folder "
                          'needs none')
@@ -130,10 +135,10 @@ def is_stream(dataset: Dataset) -> bool:
 
 def check_split(name: str, root: str, split: str, allow_no_split: bool = False) -> None:
     """Raise ``ValueError`` where timm would silently take the whole folder, or the test images, for a split."""
-    kind, _, basic = name.lower().partition('/')
-    if kind == 'torch' and basic in _TORCH_BASIC_DS and split not in (*_SPLITS, 'test'):
+    kind = prefix_of(name)
+    if kind == 'torch' and name.lower().removeprefix('torch/') in _TORCH_BASIC_DS and split not in (*_SPLITS, 'test'):
         raise ValueError(f"'{name}' has the splits train and validation, not '{split}'")
-    is_folder = not kind or '/' not in name or name.lower() in ('torch/image_folder', 'torch/folder')
+    is_folder = not kind or name.lower() in ('torch/image_folder', 'torch/folder')
     if not is_folder or not os.path.isdir(root):
         return
     synonyms = next((names for names in (_TRAIN_SYNONYM, _EVAL_SYNONYM) if split in names), ())

@@ -176,7 +176,7 @@ def train_one_epoch(
         accum_steps = min(grad_accum_steps, num_batches - update * grad_accum_steps)
         images, target = to_device(images, target, device, channels_last, dtype)
         if mix is not None:
-            images, target = to_device(*mix(images, target), device, channels_last, dtype)
+            images, target = to_device(*mix(images, target), device, channels_last, dtype)  # mixing loses the layout
         terms = step.accumulate(images, target, accum_steps, need_update)
         averages.update({name: value for name, value in terms.items() if name != 'output'}, len(target))
         guard.update(terms['loss'], update)

@@ -91,8 +91,8 @@ def model_dtype(args: argparse.Namespace) -> torch.dtype | None:
 
 
 def _create_model(args: argparse.Namespace, is_fresh: bool) -> nn.Module:
-    overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path and is_fresh else None
-    pretrained = read_checkpoint(args.pretrained_path) if overlay is not None else None
+    pretrained = read_checkpoint(args.pretrained_path) if args.pretrained_path and is_fresh else None
+    overlay = None if pretrained is None else dict(file=args.pretrained_path, num_classes=-1)
     try:
         model = timm.create_model(
             args.model,

@@ -73,10 +73,7 @@ def _check_values(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         for one in value if isinstance(value, list) else [value]:
             if one is not None and not least <= one <= (math.inf if most is None else most):
-                lower = 'above 0' if 0 < least < 1 else f'at least {least:g}'
-                bounds = lower if most is None else f'between {least:g} and {most:g}' if least == 0 else (
-                    f'{lower} and at most {most:g}')
-                raise ValueError(f'{flag(name)} must be {bounds}, got {one}')
+                raise ValueError(f'{flag(name)} must be {_in_words(least, most)}, got {one}')
     for name, choices in _ONE_OF.items():
         value = getattr(args, name, choices[0])
         if value not in choices:
@@ -85,6 +82,15 @@ def _check_values(args: argparse.Namespace) -> None:
         value = getattr(args, name, None)
         if value is not None and len(value) not in lengths:
             raise ValueError(f'{flag(name)} takes {" or ".join(map(str, lengths))} values, got {len(value)}')
+
+
+def _in_words(least: float, most: float | None) -> str:
+    """A range of ``_RANGES``, where a bound of almost 0 leaves 0 out."""
+    is_open = 0 < least < 1
+    if most is not None and not is_open:
+        return f'between {least:g} and {most:g}'
+    lower = 'above 0' if is_open else f'at least {least:g}'
+    return lower if most is None else f'{lower} and at most {most:g}'
 
 
 def check_model(name: str) -> None:

@@ -1,6 +1,8 @@
 """Which flags of the data each kind of data set can use; timm's readers fail on the others or ignore them."""
 import argparse
 
+from ..datasets import prefix_of
+
 _EVERYWHERE = {'class_map', 'input_key', 'target_key'}
 _LENGTHS = {'num_samples', 'train_num_samples', 'val_num_samples'}
 _USED_BY = {
@@ -30,7 +32,7 @@ def check_dataset_flags(args: argparse.Namespace) -> None:
 
 def dataset_kind(name: str, root: str | None) -> str:
     """What timm would read: ``a folder``, ``a tar file``, or the prefix of the data set's name."""
-    prefix = f"{name.lower().partition('/')[0]}/"
-    if name == 'sklearn/digits' or ('/' in name and prefix in _USED_BY):
+    prefix = f'{prefix_of(name)}/'
+    if name == 'sklearn/digits' or prefix in _USED_BY:
         return name if name == 'sklearn/digits' else prefix
     return 'a tar file' if root and root.endswith('.tar') else 'a folder'
