@@ -1,5 +1,6 @@
 """Logits of N branches: of N views of each image for training, of the same images for evaluation."""
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -9,7 +10,6 @@ from torch._dynamo import OptimizedModule
 from torch.utils.checkpoint import checkpoint
 
 from .branches import num_branches_of, select_branch
-from .multi_branch import is_backward
 
 
 def joint_logits(
@@ -25,31 +25,42 @@ def joint_logits(
         model: A model with branches, or a plain one that all views go through.
         num_branches: ``N``.
         sizes: Resolution of each branch, whose views are then resized and run branch by branch.
-        sequential: Keep the activations of one branch at a time, computed again when backward comes to it. Statistics
-            of batch norms move once, and dropout draws again what it drew.
+        sequential: Keep the activations of one branch at a time; those of all but the last are computed again when
+            backward comes to them. Statistics of batch norms move once, and dropout draws again what it drew.
 
     Shape:
         View-major ``[N*B, C, H, W]`` -> ``[N*B, K]``.
     """
     if sizes is None and not sequential:
         return model(images)
-    run = partial(checkpoint, _logits_of_view, use_reentrant=False) if sequential else _logits_of_view
-    return torch.cat([
-        run(model, view, branch, size) for branch, (view, size) in enumerate(zip(
-            images.chunk(num_branches), sizes or [None] * num_branches, strict=True))])
+    logits = []
+    for branch, (view, size) in enumerate(zip(
+            images.chunk(num_branches), sizes or [None] * num_branches, strict=True)):
+        # Backward comes to the last branch first, whose activations may stay: they are the only ones.
+        is_kept = not sequential or branch == num_branches - 1
+        run = _logits_of_view if is_kept else partial(checkpoint, _logits_of_view, use_reentrant=False)
+        logits.append(run(model, view, branch, size))
+        _select_in_backward(model, branch, logits[-1])
+    return torch.cat(logits)
 
 
 def _logits_of_view(model: nn.Module, view: torch.Tensor, branch: int, size: int | None) -> torch.Tensor:
-    if num_branches_of(model) == 1:
+    with select_branch(model, branch) if num_branches_of(model) > 1 else nullcontext():
         return model(resize(view, size))
-    selected = select_branch(model, branch)
-    if is_backward():
-        # Backward asks again, and goes through one branch after another. This one stays until the end, since gradient
-        # checkpointing inside of the model will ask for parts of it once more.
+
+
+def _select_in_backward(model: nn.Module, branch: int, logits: torch.Tensor) -> None:
+    """Select a branch when backward comes to its logits, since activations may have to be computed again: all of the
+    branch's, or those that gradient checkpointing inside of the model has not kept.
+    """
+    if torch.compiler.is_compiling() or not logits.requires_grad or num_branches_of(model) == 1:
+        return  # compiled activations know their branch
+
+    def select(_: torch.Tensor) -> None:
         torch.autograd.Variable._execution_engine.queue_callback(partial(select_branch, model, None))
-        return model(resize(view, size))
-    with selected:
-        return model(resize(view, size))
+        select_branch(model, branch)
+
+    logits.register_hook(select)
 
 
 def branch_logits(model: nn.Module, images: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:

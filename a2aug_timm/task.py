@@ -62,7 +62,8 @@ class A2AugTask(TrainingTask):
         num_branches: ``N``.
         loss_kwargs: The other arguments of ``A2AugLoss``.
         branch_sizes: Resolution of each branch, to which its views are resized; the images' own if not given.
-        sequential: Keep the activations of one branch at a time, at the price of a second forward pass.
+        sequential: Keep the activations of one branch at a time, at the price of a second forward pass for
+            all but one.
         device: Device of the task.
         dtype: Dtype of the task.
         verbose: Log what timm's tasks log.

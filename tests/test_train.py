@@ -236,7 +236,6 @@ def finished(tmp_path_factory):
     ([*THREE, '--a2aug-independent', '--a2aug-shared-bn'], 'separate networks share no'),
     ([*THREE, '--a2aug-branch-sizes', '32', '24'], 'a size for each of 3'), (['--holdout', '0'], 'a number of images'),
     ([*THREE, '--a2aug-branch-sizes', '48', '32', '32'], 'up to 48 pixels, of images of 32x32'),
-    ([*THREE, '--a2aug-branch-sizes', '32', '24', '16', '--grad-checkpointing'], 'whose activations'),
     ([*THREE, '--a2aug-branch-sizes', '32', '24', '24', '--a2aug-policies', 'v0', 'none', 'none'], 'are the same'),
     (['--holdout', '1437'], 'cannot be held out'),
     (['--aa', 'autoaugment_svhn', '--aug-splits', '2'], 'not one of timm'),

@@ -38,7 +38,8 @@ def add_a2aug(parser: StrictParser) -> None:
     add('--a2aug-branch-sizes', nargs='+', type=int, default=None, metavar='S',
         help='image size of each branch, with policies or with none for each (Table 9)')
     add('--a2aug-sequential', action='store_true',
-        help='keep the activations of one branch at a time: the memory of plain training, a second forward pass')
+        help='keep the activations of one branch at a time: the memory of plain training, a second forward pass '
+             'for all but one')
     add('--a2aug-independent-crops', action='store_true', help='a crop and flip of its own for each view')
     # Policies are named, or drawn by a seed from a space.
     named, space = {'a2aug_policies'}, {'a2aug_num_layers', 'a2aug_magnitudes'}

@@ -41,9 +41,6 @@ def check_branch_flags(args: argparse.Namespace, changed: set[str], explicit: se
             raise ValueError(f'{flag(pair[0])} and {flag(pair[1])} do not go together: {reason}')
     if args.torchcompile == 'eager' and (args.a2aug_sequential or args.grad_checkpointing):
         raise ValueError('--torchcompile eager cannot compute activations again; take aot_eager or inductor')
-    if args.a2aug_branch_sizes and args.grad_checkpointing and not args.a2aug_sequential:
-        raise ValueError('--a2aug-branch-sizes and --grad-checkpointing need --a2aug-sequential too, or backward could '
-                         'not tell whose activations to compute again')
     if args.a2aug_op_backend == 'opencv' and importlib.util.find_spec('cv2') is None:
         raise ValueError('--a2aug-op-backend opencv needs OpenCV: pip install -e ".[opencv]"')
     _take_branch_sizes(args)
