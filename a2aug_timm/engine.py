@@ -95,7 +95,9 @@ class OptimizerStep:
             self.lr_scheduler.step_update(num_updates=num_updates)
 
     def end_epoch(self) -> None:
-        """After the last update of an epoch, timm's Lookahead joins its two sets of weights."""
+        """Tell timm's Lookahead that the epoch ends, as timm's script does; it joins the weights that have gradients,
+        and after ``finish`` none has.
+        """
         if hasattr(self.optimizer, 'sync_lookahead'):
             self.optimizer.sync_lookahead()
 
@@ -241,7 +243,7 @@ def evaluate(
         target = target if num_own is None else target[:max(0, num_own - count)]
         logits = logits[:, :len(target)].float()
         if len(logits) > 1:
-            ensemble = torch.einsum('n,nbk->bk', mu, logits)
+            ensemble = (mu.view(-1, 1, 1) * logits).sum(dim=0)
             logits = torch.cat([logits, ensemble.unsqueeze(0)])
         if sums is None:
             sums = wide(torch.zeros(len(logits), 3, device=device))

@@ -17,7 +17,8 @@ MIN_NORM = 1e-4
 
 def ensemble_logits(logits: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
     """Weighted sum of the branches' logits, Eq. 7: ``[N, B, K]`` and weights ``[N]`` -> ``[B, K]``."""
-    return torch.einsum('n,nbk->bk', mu, logits)
+    # Not a matrix product, which GPUs may round to TF32.
+    return (mu.view(-1, 1, 1) * logits).sum(dim=0)
 
 
 def teacher_scale(teacher: torch.Tensor, logit_scale: str | float) -> torch.Tensor:
