@@ -34,7 +34,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
     try:
         yield temporary
-        with open(temporary, 'rb') as file:
+        with open(temporary, 'rb+') as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

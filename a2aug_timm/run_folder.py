@@ -35,8 +35,9 @@ def choose_folder(
     if experiment:
         path = Path(output) / experiment
         if (path / 'args.yaml').exists():
-            raise ValueError(f"'{path}' holds a run already; continue it with --resume {path / 'last.pth.tar'}, or "
-                             'choose another --experiment')
+            checkpoint = next((one for one in (path / 'last.pth.tar', *path.glob('recovery-*')) if one.exists()), None)
+            way_on = f'continue it with --resume {checkpoint}' if checkpoint else 'it has no checkpoint yet, remove it'
+            raise ValueError(f"'{path}' holds a run already; {way_on}, or choose another --experiment")
         return path
     name = f'{datetime.now():%Y%m%d-%H%M%S}-{name}'
     taken = {path.name for path in Path(output).glob(f'{name}*')}

@@ -111,7 +111,8 @@ class A2AugTask(TrainingTask):
     def compile(self, backend: str = 'inductor', mode: str | None = None, **kwargs) -> nn.Module:
         """Compile network and loss in one graph for training, and the network alone for eval, once a branch."""
         config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, 2 * self._module().loss.num_branches)
+        limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'  # torch 2.6's name
+        setattr(config, limit, max(getattr(config, limit), 2 * self._module().loss.num_branches))
         self.eval_model = torch.compile(self._module().model, backend=backend, mode=mode, **kwargs)
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **kwargs)
         return self.eval_model

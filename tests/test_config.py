@@ -65,9 +65,26 @@ def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(capsys, argv, word
     assert exit_info.value.code == 2 and words in error and error.count('\n') == 1
 
 
-@pytest.mark.parametrize('name', ['RANK', 'SLURM_PROCID'])
-def test_ranks_other_than_the_first_stay_silent(capsys, monkeypatch, name):
-    monkeypatch.setenv(name, '1')
-    with pytest.raises(SystemExit) as exit_info:
-        train_parser().parse(['--nonsense'])
-    assert exit_info.value.code == 2 and capsys.readouterr().err == ''
+@pytest.mark.parametrize('name, local_name', [('RANK', 'LOCAL_RANK'), ('SLURM_PROCID', 'SLURM_LOCALID')])
+def test_ranks_other_than_the_first_of_a_node_stay_silent(capsys, monkeypatch, name, local_name):
+    monkeypatch.setenv(name, '9')
+    for local_rank in '01':
+        monkeypatch.setenv(local_name, local_rank)
+        with pytest.raises(SystemExit) as exit_info:
+            train_parser().parse(['--nonsense'])
+        assert exit_info.value.code == 2 and bool(capsys.readouterr().err) == (local_rank == '0')
+
+
+def test_every_rank_says_what_only_it_may_have_met(capsys, monkeypatch):
+    monkeypatch.setenv('RANK', '3')
+    monkeypatch.setenv('LOCAL_RANK', '3')
+    with pytest.raises(SystemExit) as exit_info, train_parser().user_errors(RuntimeError):
+        raise RuntimeError('out of\nmemory')
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.endswith('error: rank 3: out of memory (RuntimeError)\n')
+
+
+def test_a_folder_named_without_its_flag_takes_the_place_of_the_files(tmp_path):
+    (tmp_path / 'run.yaml').write_text('data_dir: old\n')
+    args, _ = train_parser().parse(['new', '-c', str(tmp_path / 'run.yaml')])
+    assert (args.data, args.data_dir) == ('new', None)

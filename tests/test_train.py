@@ -17,8 +17,10 @@ import train
 import validate
 from a2aug_timm import sample_policies
 from a2aug_timm.checkpoint import read_checkpoint
+from a2aug_timm.cli.arguments import train_parser
 from a2aug_timm.datasets import create_dataset, names_of_classes
 from a2aug_timm.export.__main__ import main as export_main
+from a2aug_timm.run_folder import choose_folder
 from a2aug_timm.views import SkippingDataset
 
 SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
@@ -299,6 +301,27 @@ def test_a_resume_that_contradicts_its_checkpoint_is_refused(finished, capsys, a
     assert before == {path: path.read_bytes() for path in finished.glob('*.*')}
 
 
+def test_a_resume_reads_a_folder_that_is_named_without_its_flag(finished, tmp_path):
+    checkpoint = read_checkpoint(finished / 'last.pth.tar')
+    checkpoint['args']['data_dir'] = 'old'
+    torch.save(checkpoint, tmp_path / 'last.pth.tar')
+    for argv, data_dir in (([], 'old'), (['new'], 'new'), (['--data-dir', 'new'], 'new')):
+        args, *_ = train.parse(train_parser(), [
+            *argv, '--resume', str(tmp_path / 'last.pth.tar'), '--device', 'cpu', '--output', str(tmp_path)])
+        assert args.data_dir == data_dir
+
+
+def test_a_folder_that_holds_a_run_says_how_to_go_on(tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'args.yaml').touch()
+    for name, words in ((None, 'no checkpoint yet, remove it'), ('recovery-0-5.pth.tar', '--resume .*recovery-0-5'),
+                        ('last.pth.tar', '--resume .*last')):
+        if name:
+            (tmp_path / 'run' / name).touch()
+        with pytest.raises(ValueError, match=words):
+            choose_folder(tmp_path, 'run', '')
+
+
 def test_a_run_killed_between_its_last_checkpoint_and_the_summary_comes_to_its_end(finished, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(finished, run)
@@ -448,11 +471,12 @@ def test_starting_weights_are_taken_as_timm_takes_them(finished, tmp_path, capsy
     export = finished / 'export'
     for name, argv in (('a', ['--initial-checkpoint', export]),
                        ('b', ['--pretrained-path', export / 'model.safetensors']),
-                       ('c', ['--initial-checkpoint', finished / 'last.pth.tar', *THREE])):
+                       ('c', ['--initial-checkpoint', finished / 'last.pth.tar', *THREE, '--head-init-bias', '-3'])):
         conv, state_dict = first_conv(*map(str, argv), name)
         torch.testing.assert_close(conv, exported['conv1.0.weight'], rtol=0, atol=1e-6)
     theirs = read_checkpoint(finished / 'last.pth.tar')['state_dict']
     torch.testing.assert_close(state_dict['bn1.branches.2.weight'], theirs['bn1.branches.2.weight'], rtol=0, atol=1e-6)
+    torch.testing.assert_close(state_dict['fc.bias'], torch.full((10,), -3.))
     foreign = tmp_path / 'foreign.pth'
     torch.save({'w': torch.zeros(1)}, foreign)
     for argv, words in ((['--pretrained-path', foreign], 'holds no weights of ResNet'),

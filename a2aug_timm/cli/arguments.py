@@ -25,6 +25,7 @@ def train_parser() -> StrictParser:
     _add_naflex(parser)
     _add_distillation(parser)
     add_a2aug(parser)
+    parser.replaces['data'] = {'data_dir'}
     return parser
 
 

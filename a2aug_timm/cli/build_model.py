@@ -42,7 +42,6 @@ def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, dev
         model = _create_model(args, is_fresh)
         if initial is not None and not has_branches:
             load_weights(model, initial, args.initial_checkpoint, use_ema=None)
-        _init_head(args, model)
         if args.grad_checkpointing:
             model.set_grad_checkpointing(enable=True)
         return model
@@ -58,6 +57,7 @@ def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, dev
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     if has_branches:
         load_weights(model, initial, args.initial_checkpoint, use_ema=None)
+    _init_heads(args, model)
     if not is_fresh:
         check_weights(model, state_dict_of(checkpoint), args.resume)
     model.to(device=device, dtype=model_dtype(args))
@@ -116,22 +116,23 @@ def _create_model(args: argparse.Namespace, is_fresh: bool) -> nn.Module:
     return model
 
 
-def _init_head(args: argparse.Namespace, model: nn.Module) -> None:
+def _init_heads(args: argparse.Namespace, model: nn.Module) -> None:
+    """Start the classifiers as the flags say, whatever weights they have."""
     if args.head_init_scale is None and args.head_init_bias is None:
         return
-    head = model.get_classifier()
-    if not isinstance(getattr(head, 'weight', None), nn.Parameter):
-        raise ValueError(f'--head-init-scale and --head-init-bias need one classifier layer; {args.model} has a '
-                         f'{type(head).__name__}')
-    with torch.no_grad():
-        if args.head_init_scale is not None:
-            head.weight.mul_(args.head_init_scale)
-            if head.bias is not None:
-                head.bias.mul_(args.head_init_scale)
-        if args.head_init_bias is not None:
-            if head.bias is None:
-                raise ValueError(f'--head-init-bias: the classifier of {args.model} has no bias')
-            head.bias.fill_(args.head_init_bias)
+    for head in (network.get_classifier() for network in networks_of(model)):
+        if not isinstance(getattr(head, 'weight', None), nn.Parameter):
+            raise ValueError(f'--head-init-scale and --head-init-bias need one classifier layer; {args.model} has a '
+                             f'{type(head).__name__}')
+        with torch.no_grad():
+            if args.head_init_scale is not None:
+                head.weight.mul_(args.head_init_scale)
+                if head.bias is not None:
+                    head.bias.mul_(args.head_init_scale)
+            if args.head_init_bias is not None:
+                if head.bias is None:
+                    raise ValueError(f'--head-init-bias: the classifier of {args.model} has no bias')
+                head.bias.fill_(args.head_init_bias)
 
 
 def _read_initial(args: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ _UNSET = object()
 
 
 class StrictParser(argparse.ArgumentParser):
-    """An argument parser that answers bad input with one sentence and exit code 2, on the first rank alone.
+    """An argument parser that answers bad input with one sentence and exit code 2, on the first rank of a node.
 
     Attributes:
         replaces: An argument of the command line -> those of the file that it takes the place of, besides itself.
@@ -24,17 +24,23 @@ class StrictParser(argparse.ArgumentParser):
         self.replaces: dict[str, set[str]] = {}
 
     def error(self, message: str) -> NoReturn:
-        sentence = f'{self.prog}: error: {message}\n' if world_info_from_env()[1] == 0 else None
-        self.exit(2, sentence)
+        local_rank = world_info_from_env()[0]
+        self.exit(2, f'{self.prog}: error: {message}\n' if local_rank == 0 else None)
 
     @contextmanager
     def user_errors(self, *kinds: type[Exception]) -> Iterator[None]:
-        """Turn exceptions that the user's input causes (``ValueError`` and ``kinds``) into the error exit."""
+        """Turn exceptions that the user's input causes (``ValueError`` and ``kinds``) into the error exit.
+
+        A ``ValueError`` all ranks raise alike; one of ``kinds`` may be a single rank's, a device that is missing or
+        full, so each says it.
+        """
         try:
             yield
-        except (ValueError, *kinds) as error:
-            message = ' '.join(str(error).split())
-            self.error(message if isinstance(error, ValueError) else f'{message} ({type(error).__name__})')
+        except ValueError as error:
+            self.error(' '.join(str(error).split()))
+        except kinds as error:
+            where = f'rank {rank}: ' if (rank := world_info_from_env()[1]) else ''
+            self.exit(2, f"{self.prog}: error: {where}{' '.join(str(error).split())} ({type(error).__name__})\n")
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
         """Parse a command line over an optional ``-c FILE`` of YAML over the defaults.

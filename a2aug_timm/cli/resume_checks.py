@@ -32,8 +32,9 @@ def adopt_run(args: argparse.Namespace, explicit: set[str], checkpoint: dict[str
     _check_fixed(args, explicit, saved)
     if 'opt' in explicit and saved['opt'] != args.opt and not args.no_resume_opt:
         raise ValueError(f"--opt {args.opt} cannot take over the state of {saved['opt']}; add --no-resume-opt")
+    is_moved = {'data_dir'} if 'data' in explicit else set()
     for name, value in saved.items():
-        if name not in explicit and name not in _NOT_ADOPTED and hasattr(args, name):
+        if name not in explicit | is_moved | _NOT_ADOPTED and hasattr(args, name):
             setattr(args, name, value)
     if checkpoint['a2aug'].get('is_lr_computed') and 'lr' not in explicit:
         args.lr = None  # it is computed from --lr-base again

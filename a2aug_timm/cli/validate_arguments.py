@@ -16,6 +16,7 @@ def validate_parser() -> StrictParser:
     _add_device(parser)
     _add_inference(parser)
     _add_results(parser)
+    parser.replaces['data'] = {'data_dir'}
     return parser
 
 
