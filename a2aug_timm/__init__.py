@@ -4,17 +4,12 @@ Importing it adds the keyword ``pretrained_file`` to ``timm.create_model``, see 
 in ``models`` to what it builds.
 """
 from . import models
-from .branches import (
-    convert_multi_branch_bn,
-    convert_multi_branch_norm,
-    extract_branch,
-    select_branch,
-)
+from .branches import convert_multi_branch_bn, convert_multi_branch_norm, extract_branch, select_branch
+from .data.policies import MultiPolicyRandAugment, sample_policies
 from .export import export_branch
+from .export.pretrained_file import add_pretrained_file
 from .loss import A2AugLoss
 from .multi_branch import MultiBranchBN, MultiBranchNetwork, MultiBranchNorm
-from .policies import MultiPolicyRandAugment, sample_policies
-from .pretrained_file import add_pretrained_file
 from .task import A2AugTask
 
 add_pretrained_file()

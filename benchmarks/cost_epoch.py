@@ -11,7 +11,7 @@ from typing import Any
 
 from cost_table import Line
 
-from a2aug_timm.datasets import DigitsDataset
+from a2aug_timm.data.datasets import DigitsDataset
 
 OURS = Path(__file__).resolve().parent.parent / 'train.py'
 COMMON = ('--num-classes 10 --input-size 1 32 32 --mean 0.3 --std 0.35 --hflip 0 --scale 0.7 1 --model test_resnet '

@@ -12,8 +12,8 @@ from PIL import Image
 from timm.data import AugMixDataset, create_dataset, create_loader
 
 from a2aug_timm import MultiPolicyRandAugment
-from a2aug_timm.opencv_ops import array_to_tensor
-from a2aug_timm.views import MultiViewDataset, ViewTransform, collate_views
+from a2aug_timm.data.opencv_ops import array_to_tensor
+from a2aug_timm.data.views import MultiViewDataset, ViewTransform, collate_views
 
 POLICY = 'rand-m9-n2-p1.0'
 NUM_IMAGES, BATCH, NUM_VIEWS = 384, 32, 3

@@ -20,7 +20,7 @@ import timm
 import torch
 from PIL import Image
 
-from a2aug_timm.checkpoint import read_checkpoint
+from a2aug_timm.engine.checkpoint import read_checkpoint
 
 COMMON = ('--model test_resnet --num-classes 3 --img-size 64 -b 16 -vb 10 -j 2 --device cpu --epochs 3 --lr 0.05 '
           '--warmup-epochs 1').split()

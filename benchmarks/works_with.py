@@ -27,8 +27,8 @@ import timm
 import torch
 from timm.data import create_dataset, create_transform, resolve_data_config
 
-from a2aug_timm.checkpoint import read_checkpoint, state_dict_of
-from a2aug_timm.datasets import DigitsDataset
+from a2aug_timm.data.datasets import DigitsDataset
+from a2aug_timm.engine.checkpoint import read_checkpoint, state_dict_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ('--model test_resnet --num-classes 10 --a2aug-branches 3 --a2aug-seed 0 -b 64 -j 1 --device cpu --epochs 3 '

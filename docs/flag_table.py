@@ -6,8 +6,8 @@
 import argparse
 from pathlib import Path
 
-from a2aug_timm.cli.arguments import train_parser
-from a2aug_timm.cli.branch_flags import NOTES, REFUSED
+from a2aug_timm.train.arguments import train_parser
+from a2aug_timm.train.arguments.with_branches import NOTES, REFUSED
 
 PATH = Path(__file__).with_name('flags.md')
 HEAD = """# timm's flags with branches

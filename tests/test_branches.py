@@ -17,11 +17,7 @@ from a2aug_timm import (
     extract_branch,
     select_branch,
 )
-from a2aug_timm.branches import (
-    create_branches,
-    num_branches_of,
-    plain_parameter_names,
-)
+from a2aug_timm.branches import create_branches, num_branches_of, plain_parameter_names
 from a2aug_timm.logits import branch_logits, joint_logits
 
 N, B = 3, 4

@@ -2,7 +2,7 @@
 import pytest
 import yaml
 
-from a2aug_timm.cli.arguments import train_parser
+from a2aug_timm.train.arguments import train_parser
 
 
 def parse(tmp_path, text, *argv):

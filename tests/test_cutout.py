@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from a2aug_timm.cutout import Cutout
+from a2aug_timm.data.cutout import Cutout
 
 
 @pytest.mark.parametrize('length', [1, 4, 7, 16])

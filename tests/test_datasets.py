@@ -5,7 +5,7 @@ import scipy.io
 from PIL import Image
 from torchvision.datasets import STL10, SVHN
 
-from a2aug_timm.datasets import create_dataset, names_of_classes
+from a2aug_timm.data.datasets import create_dataset, names_of_classes
 
 
 def test_eurosat_keeps_every_fifth_image_of_a_class_for_validation(tmp_path):

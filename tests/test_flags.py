@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from a2aug_timm import sample_policies
-from a2aug_timm.cli.arguments import train_parser
-from a2aug_timm.cli.branch_flags import NOTES, REFUSED
-from a2aug_timm.cli.train_checks import check_train
-from a2aug_timm.cli.validate_arguments import validate_parser
+from a2aug_timm.train.arguments import train_parser
+from a2aug_timm.train.arguments.with_branches import NOTES, REFUSED
+from a2aug_timm.train.checks import check_train
+from a2aug_timm.validate.arguments import validate_parser
 
 TESTS = Path(__file__).resolve().parent
 TYPES = {'int': int, 'float': float, 'str': None, '': None}

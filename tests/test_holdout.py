@@ -9,11 +9,12 @@ from timm.data import create_dataset
 from torch.utils.data import TensorDataset
 from torchvision.datasets import FakeData
 
-import train
-import validate
-from a2aug_timm.datasets import DigitsDataset
-from a2aug_timm.holdout import hold_out, take_subset, targets_of
-from a2aug_timm.views import MultiViewDataset, SkippingDataset
+import a2aug_timm.train.__main__ as train
+import a2aug_timm.validate.__main__ as validate
+from a2aug_timm.data.datasets import DigitsDataset
+from a2aug_timm.data.holdout import hold_out, take_subset, targets_of
+from a2aug_timm.data.skipping import SkippingDataset
+from a2aug_timm.data.views import MultiViewDataset
 
 SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
          '32', '--mean', '0.3', '--std', '0.35', '--warmup-epochs', '0', '-b', '256', '-j', '0', '--device', 'cpu']

@@ -176,7 +176,7 @@ def small_net():
 
 
 def test_no_seed_of_ten_diverges_in_200_steps_at_lr_01():
-    from a2aug_timm.datasets import DigitsDataset
+    from a2aug_timm.data.datasets import DigitsDataset
     digits = DigitsDataset('train')
     policies = MultiPolicyRandAugment(
         ['rand-m9-n2-p1.0-mmax30-tpublished', 'rand-m5-n1-p1.0-mmax30-tpublished',

@@ -5,7 +5,7 @@ import torch
 from timm.data import FastCollateMixup, Mixup
 from torch.utils.data import DataLoader
 
-from a2aug_timm.mixup import CollateMixedViews, MixupOfViews
+from a2aug_timm.data.mixup import CollateMixedViews, MixupOfViews
 
 KWARGS = [
     dict(mixup_alpha=1.), dict(mixup_alpha=0., cutmix_alpha=1.), dict(mixup_alpha=1., cutmix_alpha=1., mode='elem'),

@@ -10,10 +10,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import auto_augment
 
-import train
-from a2aug_timm import MultiPolicyRandAugment, opencv_ops
-from a2aug_timm.opencv_ops import OpenCVPolicy, array_to_tensor
-from a2aug_timm.policies import create_policy
+import a2aug_timm.train.__main__ as train
+from a2aug_timm import MultiPolicyRandAugment
+from a2aug_timm.data import opencv_ops
+from a2aug_timm.data.opencv_ops import OpenCVPolicy, array_to_tensor
+from a2aug_timm.data.policies import create_policy
 
 FILL = (124, 116, 104)
 BILINEAR, BICUBIC, NEAREST = Image.BILINEAR, Image.BICUBIC, Image.NEAREST

@@ -11,7 +11,7 @@ from timm.data import create_transform
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from a2aug_timm import MultiPolicyRandAugment, sample_policies
-from a2aug_timm.policies import (
+from a2aug_timm.data.policies import (
     AUTO_AUGMENT,
     PUBLISHED_OPS,
     PublishedOp,

@@ -6,13 +6,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-import train
+import a2aug_timm.train.__main__ as train
 from a2aug_timm.branches import num_branches_of
-from a2aug_timm.cli.arguments import train_parser
-from a2aug_timm.cli.build_data import build_datasets, build_loaders, build_mixup
-from a2aug_timm.cli.build_model import build_model, init_device
-from a2aug_timm.cli.build_task import build_optimizer, build_task
-from a2aug_timm.engine import OptimizerStep
+from a2aug_timm.engine.epoch import OptimizerStep
+from a2aug_timm.train.arguments import train_parser
+from a2aug_timm.train.data import build_datasets, build_loaders, build_mixup
+from a2aug_timm.train.model import build_model, init_device
+from a2aug_timm.train.task import build_optimizer, build_task
 
 HPARAMS = ROOT / 'hparams'
 FILES = sorted(str(path.relative_to(HPARAMS)) for path in HPARAMS.rglob('*.yaml'))

@@ -5,7 +5,7 @@ import re
 import pytest
 from PIL import Image
 
-import train
+import a2aug_timm.train.__main__ as train
 from a2aug_timm.report import read_run
 from a2aug_timm.report.__main__ import main, sample_views
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-import train
-from a2aug_timm.policies import sample_policies
+import a2aug_timm.train.__main__ as train
+from a2aug_timm.data.policies import sample_policies
 from a2aug_timm.study import Row, Run, Setting, Study, run_list
 from a2aug_timm.study.__main__ import main
 from a2aug_timm.study.estimate import Estimate

@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from a2aug_timm import A2AugLoss, A2AugTask, MultiBranchNetwork, convert_multi_branch_bn, select_branch
 from a2aug_timm.branches import create_branches, networks_of
-from a2aug_timm.engine import OptimizerStep
+from a2aug_timm.engine.epoch import OptimizerStep
 from a2aug_timm.logits import branch_logits
 from a2aug_timm.task import A2AugDistillationTask
 

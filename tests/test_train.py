@@ -12,16 +12,17 @@ import pytest
 import timm
 import torch
 import yaml
+from conftest import ROOT
 
-import train
-import validate
+import a2aug_timm.train.__main__ as train
+import a2aug_timm.validate.__main__ as validate
 from a2aug_timm import sample_policies
-from a2aug_timm.checkpoint import read_checkpoint
-from a2aug_timm.cli.arguments import train_parser
-from a2aug_timm.datasets import create_dataset, names_of_classes
+from a2aug_timm.data.datasets import create_dataset, names_of_classes
+from a2aug_timm.data.skipping import SkippingDataset
+from a2aug_timm.engine.checkpoint import read_checkpoint
 from a2aug_timm.export.__main__ import main as export_main
-from a2aug_timm.run_folder import choose_folder
-from a2aug_timm.views import SkippingDataset
+from a2aug_timm.train.arguments import train_parser
+from a2aug_timm.train.run_folder import choose_folder
 
 SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
          '32', '--mean', '0.3', '--std', '0.35', '--hflip', '0', '--warmup-epochs', '0', '--lr', '0.05', '-b', '256',
@@ -197,7 +198,7 @@ def test_a_run_killed_in_mid_epoch_resumes_to_the_same_weights_bit_for_bit(run_s
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     process = subprocess.Popen(
         [sys.executable, *map(str, command[1:]), '--experiment', 'killed', '--log-interval', '1'], env=environment,
-        cwd=train.__file__.rsplit('/', 1)[0], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True)
     for line in process.stderr:
         if line.startswith('Train: 1 [   3/'):
@@ -569,7 +570,7 @@ def test_two_processes_and_two_nodes_train_together(run_script, tmp_path, capsys
                    'PATH': f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'}
     agents = [subprocess.Popen(
         ['./distributed_train.sh', '1', *map(str, argv), '--experiment', 'nodes'], env=environment,
-        cwd=train.__file__.rsplit('/', 1)[0], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)]
     outputs = [agent.communicate(timeout=300)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs

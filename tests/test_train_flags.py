@@ -12,10 +12,10 @@ from timm.data.auto_augment import RandAugment
 from timm.models import save_for_hf
 from torchvision.transforms import AutoAugment
 
-import train
-import validate
+import a2aug_timm.train.__main__ as train
+import a2aug_timm.validate.__main__ as validate
 from a2aug_timm import MultiBranchNorm
-from a2aug_timm.checkpoint import read_checkpoint
+from a2aug_timm.engine.checkpoint import read_checkpoint
 from a2aug_timm.export import load_branches
 
 SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',

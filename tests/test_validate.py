@@ -15,14 +15,16 @@ from timm.data.naflex_loader import create_naflex_loader
 from timm.layers import set_fast_norm
 from torch.utils.data import Dataset
 
-import validate
+import a2aug_timm.validate.__main__ as validate
 from a2aug_timm import convert_multi_branch_bn, extract_branch, select_branch
 from a2aug_timm.branches import MultiBranchBN
-from a2aug_timm.checkpoint import read_checkpoint
-from a2aug_timm.cli import dataset_checks, inference, validate_checks
-from a2aug_timm.datasets import DigitsDataset, create_dataset
+from a2aug_timm.cli import checks as dataset_checks
+from a2aug_timm.data.datasets import DigitsDataset, create_dataset
+from a2aug_timm.data.skipping import SkippingDataset
+from a2aug_timm.engine.checkpoint import read_checkpoint
 from a2aug_timm.export import export_branch, load_branches, model_config
-from a2aug_timm.views import SkippingDataset
+from a2aug_timm.validate import checks as validate_checks
+from a2aug_timm.validate import inference
 
 CPU = torch.device('cpu')
 DIGITS = ['--dataset', 'sklearn/digits', '--device', 'cpu', '-j', '0']

@@ -10,16 +10,16 @@ from timm.data import IterableImageDataset, create_dataset, create_loader
 from torch.utils.data import DataLoader, Dataset
 
 from a2aug_timm import MultiPolicyRandAugment, sample_policies
-from a2aug_timm.random_state import start_workers
-from a2aug_timm.views import (
+from a2aug_timm.data.skipping import SkippingDataset
+from a2aug_timm.data.views import (
     MultiViewDataset,
     MultiViewStream,
     SeededImage,
-    SkippingDataset,
     ViewTransform,
     collate_views,
     set_epoch,
 )
+from a2aug_timm.engine.random_state import start_workers
 
 UNTOUCHED = ['rand-m1-n1-p0-tpublished', 'rand-m2-n1-p0-tpublished']  # probability 0: the base image
 

@@ -8,7 +8,7 @@ import timm
 import torch
 from PIL import Image
 
-from ..datasets import check_dataset
+from ..data.datasets import check_dataset, prefix_of
 
 # Closed ranges; None is no upper bound.
 _RANGES: dict[str, tuple[float, float | None]] = {
@@ -106,3 +106,38 @@ def check_model(name: str) -> None:
 def flag(name: str) -> str:
     """Name of an argument as a user writes it."""
     return '--' + name.replace('_', '-')
+
+
+_EVERYWHERE = {'class_map', 'input_key', 'target_key'}
+_NUM_SAMPLES = {'num_samples', 'train_num_samples', 'val_num_samples'}
+_USED_BY = {
+    'a folder': {'class_map', 'input_key'},
+    'a tar file': {'class_map'},
+    'sklearn/digits': set(),
+    'torch/': {'dataset_download'},
+    'hfds/': {*_EVERYWHERE, 'dataset_trust_remote_code'},
+    'hfids/': {*_EVERYWHERE, 'dataset_trust_remote_code', 'dataset_download', 'epoch_repeats', *_NUM_SAMPLES},
+    'tfds/': {*_EVERYWHERE, 'dataset_download', 'epoch_repeats'},
+    'wds/': {*_EVERYWHERE, 'epoch_repeats', *_NUM_SAMPLES},
+}
+# torchvision's readers that load nothing: ImageFolder, and ImageNet, which its license keeps behind a login.
+_WITHOUT_DOWNLOAD = ('torch/image_folder', 'torch/folder', 'torch/imagenet')
+
+
+def check_dataset_flags(args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for a flag that the kind of data set could not use."""
+    kind = dataset_kind(args.dataset, args.data_dir)
+    for name in sorted(set().union(*_USED_BY.values())):
+        is_used = name in _USED_BY[kind] and not (
+            name == 'dataset_download' and args.dataset.lower() in _WITHOUT_DOWNLOAD)
+        if getattr(args, name, None) and not is_used:
+            users = ', '.join(kind for kind, names in _USED_BY.items() if name in names)
+            raise ValueError(f"--{name.replace('_', '-')} has no effect on {args.dataset or kind}; it is for {users}")
+
+
+def dataset_kind(name: str, root: str | None) -> str:
+    """What timm would read: ``a folder``, ``a tar file``, or the prefix of the data set's name."""
+    prefix = f'{prefix_of(name)}/'
+    if name == 'sklearn/digits' or prefix in _USED_BY:
+        return name if name == 'sklearn/digits' else prefix
+    return 'a tar file' if root and root.endswith('.tar') else 'a folder'

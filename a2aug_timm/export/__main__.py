@@ -1,8 +1,8 @@
 """Export branches of a checkpoint as plain timm models."""
 from pathlib import Path
 
-from ..checkpoint import read_checkpoint
 from ..cli.config import StrictParser
+from ..engine.checkpoint import read_checkpoint
 from . import export_branch_of, load_branches, load_line, resolve_branches
 
 

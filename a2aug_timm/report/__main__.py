@@ -7,12 +7,13 @@ from pathlib import Path
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
-from ..checkpoint import atomic_write
-from ..cli.arguments import train_parser
 from ..cli.config import StrictParser
-from ..datasets import create_dataset, is_stream
-from ..policies import MultiPolicyRandAugment
-from ..views import SeededImage, SkippingDataset, ViewTransform
+from ..data.datasets import create_dataset, is_stream
+from ..data.policies import MultiPolicyRandAugment
+from ..data.skipping import SkippingDataset
+from ..data.views import SeededImage, ViewTransform
+from ..engine.checkpoint import atomic_write
+from ..train.arguments import train_parser
 from . import RunRecord, read_run
 from .page import write_page
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from timm.models import safe_model_name
 
-from ..checkpoint import atomic_write
+from ..engine.checkpoint import atomic_write
 from ..report import RunRecord, read_run
 
 # Milestones and patience grow with the epochs, or a control that trains longer would do so at a vanished learning rate;

@@ -13,13 +13,13 @@ from typing import Any
 import timm
 from timm.utils.distributed import is_distributed_env
 
-from ..cli.arguments import train_parser
-from ..cli.build_data import build_datasets
 from ..cli.checks import flag
 from ..cli.config import StrictParser
-from ..cli.tracking import command_and_versions
-from ..cli.train_checks import check_train
-from ..policies import SPACES
+from ..data.policies import SPACES
+from ..train.arguments import train_parser
+from ..train.checks import check_train
+from ..train.data import build_datasets
+from ..train.tracking import command_and_versions
 from . import Run, Study
 from .estimate import Estimate
 from .rows import TABLES, Method

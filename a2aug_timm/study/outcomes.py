@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import atomic_write
+from ..engine.checkpoint import atomic_write
 from ..report import RunRecord
 from . import Row, Run, Study
 

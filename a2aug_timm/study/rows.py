@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..policies import sample_policies
+from ..data.policies import sample_policies
 from . import Row, Setting
 
 MAX_BRANCHES = 6  # of Figure 4

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import yaml
 
-from ..checkpoint import atomic_write
+from ..engine.checkpoint import atomic_write
 from . import Run, Study
 
 TRAIN = Path(__file__).resolve().parents[2] / 'train.py'

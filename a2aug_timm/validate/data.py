@@ -10,10 +10,10 @@ from timm.models import NaFlexVit
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from ..datasets import create_dataset, names_of_classes
-from ..metrics import PrecisionRecallF1, RealLabels
-from ..views import SkippingDataset
-from .validate_checks import read_valid_labels
+from ..data.datasets import create_dataset, names_of_classes
+from ..data.skipping import SkippingDataset
+from ..engine.meters import PrecisionRecallF1, RealLabels
+from .checks import read_valid_labels
 
 
 def build_dataset(args: argparse.Namespace, data_config: dict[str, Any], label_names: list[str] | None) -> Dataset:

@@ -11,9 +11,9 @@ from timm.utils import natural_key
 from torch import nn
 
 from ..branches import extract_branch, num_branches_of
-from ..checkpoint import load_weights, read_checkpoint
+from ..cli.checks import flag
+from ..engine.checkpoint import load_weights, read_checkpoint
 from ..export import build_model, load_branches, read_config, resolve_branches
-from .checks import flag
 
 # timm's pretrained weights that are not ImageNet-1k classifiers.
 _NO_IMAGENET_CLASSIFIER = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']

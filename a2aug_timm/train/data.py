@@ -9,14 +9,15 @@ from timm.data import AugMixDataset, IterableImageDataset, Mixup, NaFlexMixup, c
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..datasets import create_dataset, is_stream, names_of_classes
-from ..holdout import hold_out, take_subset, targets_of
-from ..mixup import CollateMixedViews, CollateMixup, MixupOfViews
-from ..views import MultiViewDataset, MultiViewStream, SkippingDataset, collate_views
-from .build_model import model_dtype
-from .build_naflex import build_naflex_eval_loader, build_naflex_loader
-from .build_transforms import extend_transforms, transform_settings
-from .train_checks import is_mixed
+from ..data.datasets import create_dataset, is_stream, names_of_classes
+from ..data.holdout import hold_out, take_subset, targets_of
+from ..data.mixup import CollateMixedViews, CollateMixup, MixupOfViews
+from ..data.skipping import SkippingDataset
+from ..data.views import MultiViewDataset, MultiViewStream, collate_views
+from .checks import is_mixed
+from .model import model_dtype
+from .naflex import build_naflex_eval_loader, build_naflex_loader
+from .transforms import extend_transforms, transform_settings
 
 _logger = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 import argparse
 from typing import Any
 
-from ..policies import SPACES, sample_policies
-from .checks import flag
+from ..cli.checks import flag
+from ..data.policies import SPACES, sample_policies
 
 # What a checkpoint fixes: another value is another run.
 _FIXED_BY_CHECKPOINT = (

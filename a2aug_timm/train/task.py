@@ -21,9 +21,9 @@ from timm.task import (
 from torch import nn
 
 from ..task import A2AugDistillationTask, A2AugTask
-from .build_model import model_dtype
-from .build_naflex import build_naflex_loss_scale
-from .train_checks import is_mixed
+from .checks import is_mixed
+from .model import model_dtype
+from .naflex import build_naflex_loss_scale
 
 
 def build_task(

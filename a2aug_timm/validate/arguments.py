@@ -3,8 +3,8 @@ import argparse
 
 from timm.utils import ParseKwargs
 
-from .arguments import add_input, add_source
-from .config import StrictParser
+from ..cli.config import StrictParser
+from ..cli.shared_arguments import add_input, add_source
 
 
 def validate_parser() -> StrictParser:

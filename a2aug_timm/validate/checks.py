@@ -6,9 +6,8 @@ from pathlib import Path
 import timm
 import torch
 
-from ..datasets import check_split
-from .checks import check_common, check_model, flag
-from .dataset_checks import check_dataset_flags, dataset_kind
+from ..cli.checks import check_common, check_dataset_flags, check_model, dataset_kind, flag
+from ..data.datasets import check_split
 
 _AT_LEAST = {'num_gpu': 1, 'num_samples': 1, 'naflex_max_seq_len': 1, 'crop_border_pixels': 0}
 _ONE_OF = {

@@ -11,7 +11,7 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from torch import nn
 
 from ..branches import create_branches, networks_of, select_branch
-from ..checkpoint import check_weights, load_weights, read_checkpoint, state_dict_of
+from ..engine.checkpoint import check_weights, load_weights, read_checkpoint, state_dict_of
 
 _logger = logging.getLogger(__name__)
 

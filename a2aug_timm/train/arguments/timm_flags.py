@@ -1,61 +1,10 @@
-"""The command line of train.py: timm's flags by timm's names, defaults and meaning, then A²-Aug's."""
+"""timm's flags by timm's names, defaults and meaning."""
 import argparse
 import math
 
 from timm.utils import ParseKwargs
 
-from .a2aug_arguments import add_a2aug
-from .config import StrictParser
-
-
-def train_parser() -> StrictParser:
-    """Parser of train.py."""
-    parser = StrictParser(prog='train.py', description='Train a timm model, with A²-Aug branches or plainly.')
-    parser.add_argument('-c', '--config', metavar='FILE', help='YAML file of arguments; the command line overrides it')
-    _add_data(parser)
-    _add_model(parser)
-    _add_device(parser)
-    _add_optimizer(parser)
-    _add_schedule(parser)
-    _add_augmentation(parser)
-    _add_batch_norm(parser)
-    _add_ema(parser)
-    _add_miscellaneous(parser)
-    _add_scheduled_sizes(parser)
-    _add_naflex(parser)
-    _add_distillation(parser)
-    add_a2aug(parser)
-    parser.replaces['data'] = {'data_dir'}
-    return parser
-
-
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say where images come from."""
-    add = parser.add_argument
-    add('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
-    add('--data-dir', metavar='DIR', help='path to dataset (root dir)')
-    add('--dataset', metavar='NAME', default='',
-        help="type/name as in timm (torch/cifar10), or sklearn/digits; a folder of class folders if empty")
-    add('--dataset-download', action='store_true', help='let torch/ datasets download')
-    add('--class-map', default='', metavar='FILE', help='class to index file')
-    add('--input-img-mode', default=None, help="image mode, RGB or L by default as the model's channels need")
-    add('--input-key', default=None, metavar='KEY', help='field of the images, or in a folder their endings: .png;.jpg')
-    add('--target-key', default=None, metavar='KEY', help='field of the labels')
-    add('--dataset-trust-remote-code', action='store_true', help="let hfds/ and hfids/ data sets run their hub's code")
-
-
-def add_input(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what the network takes and gives."""
-    add = parser.add_argument
-    add('--num-classes', type=int, default=None, metavar='N', help="number of classes (model's default if not given)")
-    add('--gp', default=None, metavar='POOL', help='global pool: fast, avg, max, avgmax, catavgmax')
-    add('--img-size', type=int, default=None, metavar='N', help="image size (model's default if not given)")
-    add('--in-chans', type=int, default=None, metavar='N', help='input channels (3 if not given)')
-    add('--input-size', nargs=3, type=int, default=None, metavar='N', help='channels height width')
-    add('--crop-pct', type=float, default=None, metavar='PCT', help='center crop of validation images')
-    add('--mean', nargs='+', type=float, default=None, metavar='MEAN', help='per-channel mean in 0..1')
-    add('--std', nargs='+', type=float, default=None, metavar='STD', help='per-channel standard deviation in 0..1')
-    add('--interpolation', default='', metavar='NAME', help='resize interpolation')
+from ...cli.shared_arguments import add_input, add_source
 
 
 def part_size(value: str) -> int | float:
@@ -69,7 +18,7 @@ def part_size(value: str) -> int | float:
     return size if size < 1 else int(size)
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Dataset parameters')
     add_source(group)
     group.add_argument('--train-split', metavar='NAME', default='train', help='train split')
@@ -84,7 +33,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--val-num-samples', type=int, default=None, metavar='N', help='length of a validation stream')
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('Model parameters')
     add = group.add_argument
     add('--model', default='resnet50', metavar='MODEL', help='timm architecture')
@@ -109,7 +58,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='key=value arguments of the model')
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Device parameters').add_argument
     add('--device', default='cuda', help='device; without a GPU the default becomes cpu')
     add('--amp', action='store_true', help='mixed precision')
@@ -121,7 +70,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     add('--local_rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def _add_optimizer(parser: argparse.ArgumentParser) -> None:
+def add_optimizer(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Optimizer parameters').add_argument
     add('--opt', default='sgd', metavar='OPTIMIZER', help='timm optimizer')
     add('--opt-eps', type=float, default=None, metavar='EPSILON', help='optimizer epsilon')
@@ -136,7 +85,7 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     add('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, help='key=value arguments of the optimizer')
 
 
-def _add_schedule(parser: argparse.ArgumentParser) -> None:
+def add_schedule(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Learning rate schedule parameters').add_argument
     add('--sched', default='cosine', metavar='SCHEDULER', help='timm scheduler')
     add('--sched-on-updates', action='store_true', help='step the schedule at every update')
@@ -165,7 +114,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add('--decay-rate', '--dr', type=float, default=0.1, metavar='RATE', help='decay factor')
 
 
-def _add_augmentation(parser: argparse.ArgumentParser) -> None:
+def add_augmentation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Augmentation and regularization parameters').add_argument
     add('--no-aug', action='store_true', help='no training augmentation')
     add('--train-crop-mode', default=None, help='rrc, rkrc, rkrr, or pad: pad and crop, as for CIFAR')
@@ -206,7 +155,7 @@ def _add_augmentation(parser: argparse.ArgumentParser) -> None:
     add('--drop-block', type=float, default=None, metavar='PCT', help='drop block rate')
 
 
-def _add_batch_norm(parser: argparse.ArgumentParser) -> None:
+def add_batch_norm(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Batch norm parameters').add_argument
     add('--bn-momentum', type=float, default=None, help='batch norm momentum, where the model takes it')
     add('--bn-eps', type=float, default=None, help='batch norm epsilon, where the model takes it')
@@ -215,7 +164,7 @@ def _add_batch_norm(parser: argparse.ArgumentParser) -> None:
     add('--split-bn', action='store_true', help="timm's batch norm a split of the batch")
 
 
-def _add_ema(parser: argparse.ArgumentParser) -> None:
+def add_ema(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Model exponential moving average parameters').add_argument
     add('--model-ema', action='store_true', help='track an average of the weights and judge that')
     add('--model-ema-force-cpu', action='store_true', help='keep it on the CPU, unvalidated')
@@ -223,7 +172,7 @@ def _add_ema(parser: argparse.ArgumentParser) -> None:
     add('--model-ema-warmup', action='store_true', help='warm the decay up')
 
 
-def _add_miscellaneous(parser: argparse.ArgumentParser) -> None:
+def add_miscellaneous(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Miscellaneous parameters').add_argument
     add('--seed', type=int, default=42, metavar='S', help='random seed')
     add('--worker-seeding', default='all', help="seeding of plain training's workers: all or part")
@@ -246,7 +195,7 @@ def _add_miscellaneous(parser: argparse.ArgumentParser) -> None:
     add('--wandb-resume-id', default='', metavar='ID', help='wandb run to go on with')
 
 
-def _add_scheduled_sizes(parser: argparse.ArgumentParser) -> None:
+def add_scheduled_sizes(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Scheduled image size parameters').add_argument
     add('--train-img-sizes', nargs='+', type=int, default=None, metavar='N', help='image sizes, one a batch')
     add('--train-batch-sizes', nargs='+', type=int, default=None, metavar='N', help='batch size for each of them')
@@ -261,7 +210,7 @@ def _add_scheduled_sizes(parser: argparse.ArgumentParser) -> None:
         help='scale gradients with the batch size')
 
 
-def _add_naflex(parser: argparse.ArgumentParser) -> None:
+def add_naflex(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('NaFlex parameters').add_argument
     add('--naflex-loader', action='store_true', help='native aspect and resolution, for models that take patches')
     add('--naflex-train-seq-lens', nargs='+', type=int, default=[128, 256, 576, 784, 1024], metavar='N',
@@ -274,7 +223,7 @@ def _add_naflex(parser: argparse.ArgumentParser) -> None:
     add('--naflex-patchify-channels-first', action='store_true', help='patches as channels, height, width')
 
 
-def _add_distillation(parser: argparse.ArgumentParser) -> None:
+def add_distillation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('Distillation from an external teacher').add_argument
     add('--kd-model-name', default=None, metavar='MODEL', help="pretrained timm model that teaches, each branch too")
     add('--kd-distill-type', default='logit', choices=('logit', 'feature', 'token'), help='what it teaches')

@@ -5,7 +5,7 @@ from typing import Any
 
 import timm
 
-from .export import read_config
+from ..export import read_config
 
 
 def add_pretrained_file() -> None:

@@ -11,7 +11,7 @@ from timm.task import TrainingTask
 from timm.utils import accuracy, dispatch_clip_grad
 from torch import distributed as dist
 
-from .loss_meters import Averages, FiniteLossGuard, wide
+from .meters import Averages, FiniteLossGuard, wide
 
 Autocast = Callable[[], AbstractContextManager]
 

@@ -9,9 +9,9 @@ from timm.data import create_transform
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose, RandomCrop, Resize
 
-from ..cutout import Cutout
-from ..policies import MultiPolicyRandAugment, create_policy, is_known_to_timm
-from ..views import ViewTransform
+from ..data.cutout import Cutout
+from ..data.policies import MultiPolicyRandAugment, create_policy, is_known_to_timm
+from ..data.views import ViewTransform
 
 _logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _with_policies(
 
 def _from_arrays(stages: Sequence[Callable], is_uint8: bool) -> Sequence[Callable]:
     """timm's three stages where policies give arrays, which need not become images where nothing wants one."""
-    from ..opencv_ops import array_to_tensor  # OpenCV is an extra
+    from ..data.opencv_ops import array_to_tensor  # OpenCV is an extra
     base, after_policy, to_tensor = stages
     if is_uint8 and not after_policy.transforms and len(to_tensor.transforms) == 1:
         return base, after_policy, Compose([array_to_tensor])

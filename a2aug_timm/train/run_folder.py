@@ -1,4 +1,5 @@
 """A run's folder: args.yaml, summary.csv, checkpoints, export/ with the best branch, and result.json in the end."""
+import csv
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,9 +9,8 @@ from typing import Any
 import yaml
 from torch import nn
 
-from .checkpoint import CheckpointKeeper, atomic_write, copy, read_checkpoint, remove_unfinished
-from .export import export_branch_of, load_branches
-from .summary import write_summary
+from ..engine.checkpoint import CheckpointKeeper, atomic_write, copy, read_checkpoint, remove_unfinished
+from ..export import export_branch_of, load_branches
 
 
 def choose_folder(
@@ -139,3 +139,41 @@ class RunFolder:
         self.keeper.save_recovery({**state, 'history': self.history}, path, epoch)
         for recovery in before - {path}:
             recovery.unlink()
+
+
+def summary_row(
+        epoch: int,
+        train_terms: dict[str, float],
+        metrics: list[dict[str, float]] | None,
+        mu: list[float],
+        best_branch: int,
+        lr: float,
+        **cost: float,
+) -> dict[str, Any]:
+    """One epoch under timm's column names, with a column set a branch and the ensemble where there are branches.
+
+    Args:
+        train_terms: Mean loss terms; ``train_…``.
+        metrics: Of each branch and the ensemble, as ``engine.evaluate`` returns them, or None without validation.
+        best_branch: The branch whose metrics are timm's ``eval_…`` columns.
+        cost: What the epoch took, under names of its own.
+    """
+    row = {'epoch': epoch, **{f'train_{name}': value for name, value in train_terms.items()}}
+    if metrics is not None:
+        row.update({f'eval_{name}': value for name, value in metrics[best_branch].items()})
+    if len(mu) > 1:
+        row['best_branch'] = best_branch
+        row.update({f'mu_{i}': value for i, value in enumerate(mu)})
+        for i, branch in enumerate(metrics or []):
+            name = f'branch_{i}' if i < len(mu) else 'ensemble'
+            row.update({f'eval_{name}_{metric}': value for metric, value in branch.items()})
+    return {**row, 'lr': lr, **cost}
+
+
+def write_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write all rows; columns are in the order in which they first appear."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic_write(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -2,9 +2,9 @@
 import argparse
 import math
 
-from ..loss import ENSEMBLES, LOGIT_SCALES, REDUCTIONS
-from ..policies import MAGNITUDES, NUM_LAYERS, OP_BACKENDS, SPACES
-from .config import StrictParser
+from ...cli.config import StrictParser
+from ...data.policies import MAGNITUDES, NUM_LAYERS, OP_BACKENDS, SPACES
+from ...loss import ENSEMBLES, LOGIT_SCALES, REDUCTIONS
 
 
 def add_a2aug(parser: StrictParser) -> None:

@@ -2,9 +2,9 @@
 import argparse
 import importlib.util
 
-from ..policies import SPACES, check_policies, sample_policies
-from .branch_flags import REFUSED
-from .checks import flag
+from ..cli.checks import flag
+from ..data.policies import SPACES, check_policies, sample_policies
+from .arguments.with_branches import REFUSED
 
 # Pairs that exclude each other, and why.
 _EXCLUSIVE = {

@@ -8,10 +8,9 @@ from typing import Any
 from timm.optim import list_optimizers
 from timm.utils.distributed import is_distributed_env
 
-from ..policies import is_known_to_timm
-from .a2aug_checks import check_branch_flags, refuse_branch_flags
-from .checks import check_common, check_model, flag
-from .dataset_checks import check_dataset_flags, dataset_kind
+from ..cli.checks import check_common, check_dataset_flags, check_model, dataset_kind, flag
+from ..data.policies import is_known_to_timm
+from .branch_checks import check_branch_flags, refuse_branch_flags
 
 # Flags that do nothing without another.
 _NEEDED = {

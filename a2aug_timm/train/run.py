@@ -11,16 +11,15 @@ from timm import utils
 from torch import distributed as dist
 from torch import nn
 
-from ..checkpoint import read_checkpoint, state_dict_of, training_state
-from ..engine import OptimizerStep, TrainedEpoch, Update, evaluate
+from ..cli.console import RunProgress, branch_labels, branch_table, print_table
+from ..engine.checkpoint import read_checkpoint, state_dict_of, training_state
+from ..engine.epoch import OptimizerStep, TrainedEpoch, Update, evaluate
+from ..engine.random_state import RememberingCollate, gather_rng_states
 from ..export import build_model, load_line
 from ..logits import branch_logits, resize
-from ..random_state import RememberingCollate, gather_rng_states
-from ..run_folder import RunFolder
-from ..summary import summary_row
 from ..task import A2AugTask
-from .build_model import model_dtype, owned_by_branches
-from .console import RunProgress, branch_labels, branch_table, print_table
+from .model import model_dtype, owned_by_branches
+from .run_folder import RunFolder, summary_row
 from .tracking import save_batch
 
 _METRICS = ('top1', 'top5', 'loss')

@@ -1,0 +1,1 @@
+"""Images to views: policies, data sets, collate, mixup."""

@@ -1,0 +1,1 @@
+"""The training command: ``python -m a2aug_timm.train``."""

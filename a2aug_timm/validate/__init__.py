@@ -1,0 +1,1 @@
+"""The validation command: ``python -m a2aug_timm.validate``."""
