@@ -10,11 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-os.environ['HF_HUB_OFFLINE'] = '1'  # read when the hub's client is imported, which timm does
-# Two processes run the tests, small tensors gain nothing from more threads, and sums of other threads differ in bits.
-os.environ['OMP_NUM_THREADS'] = '1'
+from tests import ROOT
+from tests.commands import THREE, run_train
+
 torch.set_num_threads(1)
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +48,9 @@ def run_script():
         assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done
     return run
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+    """A finished run with three branches."""
+    return run_train(tmp_path_factory.mktemp('finished'), *THREE)

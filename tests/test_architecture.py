@@ -1,10 +1,10 @@
 """The rooms of the package: who may import whom, read from the source, and how large files and functions may be."""
 import ast
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 PACKAGE = ROOT / 'a2aug_timm'
 METHOD = ('multi_branch', 'branches', 'logits', 'loss', 'task')
 LIBRARY = {'method', 'data', 'engine', 'export'}

@@ -17,11 +17,7 @@ import a2aug_timm.validate.__main__ as validate
 from a2aug_timm import MultiBranchNorm
 from a2aug_timm.engine.checkpoint import read_checkpoint
 from a2aug_timm.export import load_branches
-
-SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
-         '32', '--mean', '0.3', '--std', '0.35', '--hflip', '0', '--warmup-epochs', '0', '--lr', '0.05', '-b', '256',
-         '-vb', '360', '-j', '0', '--device', 'cpu', '--epochs', '1']
-THREE = ['--a2aug-branches', '3']
+from tests.commands import SMALL, THREE
 
 
 @pytest.fixture
@@ -32,7 +28,7 @@ def run(tmp_path, monkeypatch):
         for part in ('build_task', 'build_loaders', 'build_optimizer'):
             original = getattr(train, part)
             monkeypatch.setattr(train, part, lambda *args, _f=original, _n=part: built.setdefault(_n, _f(*args)))
-        train.main([*SMALL, '--output', str(tmp_path), '--experiment', name, *map(str, argv)])
+        train.main([*SMALL, '--epochs', '1', '--output', str(tmp_path), '--experiment', name, *map(str, argv)])
         monkeypatch.undo()
         with open(tmp_path / name / 'summary.csv', encoding='utf-8') as file:
             rows = list(csv.DictReader(file))
@@ -235,8 +231,8 @@ def test_a_naflex_model_trains_on_patches(image_folder, tmp_path):
 
 
 def test_two_ranks_repeat_images_with_draws_of_their_own(run_script, tmp_path):
-    run_script('./distributed_train.sh', '2', *SMALL, *THREE, '-b', '128', '--aug-repeats', '2', '--output', tmp_path,
-               '--experiment', 'repeats')
+    run_script('./distributed_train.sh', '2', *SMALL, *THREE, '--epochs', '1', '-b', '128', '--aug-repeats', '2',
+               '--output', tmp_path, '--experiment', 'repeats')
     checkpoint = read_checkpoint(tmp_path / 'repeats' / 'last.pth.tar')
     # 1,437 images, rounded down to a multiple of 256 and shared by two ranks: five batches of 128 each.
     assert checkpoint['state_dict']['bn1.branches.0.num_batches_tracked'] == 5

@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 
 import a2aug_timm.train.__main__ as train
 from a2aug_timm.branches import num_branches_of
@@ -13,6 +12,7 @@ from a2aug_timm.train.arguments import train_parser
 from a2aug_timm.train.data import build_datasets, build_loaders, build_mixup
 from a2aug_timm.train.model import build_model, init_device
 from a2aug_timm.train.task import build_optimizer, build_task
+from tests import ROOT
 
 HPARAMS = ROOT / 'hparams'
 FILES = sorted(str(path.relative_to(HPARAMS)) for path in HPARAMS.rglob('*.yaml'))

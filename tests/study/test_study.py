@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
@@ -19,8 +18,8 @@ from a2aug_timm.study.estimate import Estimate
 from a2aug_timm.study.outcomes import expected_search, lines_of, outcome
 from a2aug_timm.study.pages import write_tables
 from a2aug_timm.study.rows import TABLES, Method
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 RECIPE = dict(
     dataset='sklearn/digits', model='wide_resnet10_1', num_classes=10, input_size=[1, 16, 16], mean=[0.3], std=[0.35],
     a2aug_branches=2, a2aug_num_layers=[1], a2aug_magnitudes=[2, 6, 10], epochs=1, batch_size=64, train_subset=128,

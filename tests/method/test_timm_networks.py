@@ -5,7 +5,6 @@ import tempfile
 import pytest
 import timm
 import torch
-from joint_and_separate import N, create, differences, joint_keys, make_branches_differ, separate_models
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -20,6 +19,7 @@ from a2aug_timm import (
     select_branch,
 )
 from a2aug_timm.branches import _is_norm
+from tests.joint_and_separate import N, create, differences, joint_keys, make_branches_differ, separate_models
 
 B = 2
 # The smallest architecture of each of timm's files that has a batch norm: the image's side, and arguments that make it

@@ -8,10 +8,7 @@ from PIL import Image
 import a2aug_timm.train.__main__ as train
 from a2aug_timm.report import read_run
 from a2aug_timm.report.__main__ import main, sample_views
-
-SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
-         '32', '--mean', '0.3', '--std', '0.35', '--warmup-epochs', '0', '-b', '256', '-j', '0', '--device', 'cpu',
-         '--epochs', '2']
+from tests.commands import SMALL
 
 
 @pytest.fixture(scope='module')
@@ -20,7 +17,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
     for name, flags in (('plain', ['--aa', 'rand-m9']), ('joint', ['--a2aug-branches', '2', '--holdout', '100']),
                         ('shared', ['--a2aug-branches', '2', '--a2aug-shared-bn', '--val-split', ''])):
-        train.main([*SMALL, '--output', str(folder), '--experiment', name, *flags])
+        train.main([*SMALL, '--epochs', '2', '--output', str(folder), '--experiment', name, *flags])
     return folder
 
 

@@ -1,0 +1,36 @@
+"""The commands take timm's flags with their types, defaults and choices."""
+import csv
+import json
+from pathlib import Path
+
+from a2aug_timm.train.arguments import train_parser
+from a2aug_timm.validate.arguments import validate_parser
+
+FLAGS = Path(__file__).parent / 'timm_flags'
+TYPES = {'int': int, 'float': float, 'str': None, '': None}
+
+
+def flags_of(name):
+    with open(FLAGS / f'{name}.csv', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def held_against(parser, rows):
+    """Rows of timm's flags that a parser lacks or has otherwise."""
+    actions = {name: action for action in parser._actions for name in action.option_strings or [action.dest]}
+    for row in rows:
+        for name in row['flags'].split():
+            action = actions.get(name)
+            own = action and (
+                type(action).__name__.strip('_').removesuffix('Action'), action.type,
+                '' if action.nargs is None else str(action.nargs), action.default, ' '.join(action.choices or ()))
+            if own != (row['action'], TYPES[row['type']], row['nargs'], json.loads(row['default']), row['choices']):
+                yield name, own
+
+
+def test_train_takes_timms_flags_with_their_types_defaults_and_choices():
+    assert list(held_against(train_parser(), flags_of('train'))) == []
+
+
+def test_validate_takes_timms_flags_with_their_types_defaults_and_choices():
+    assert list(held_against(validate_parser(), flags_of('validate'))) == []

@@ -1,0 +1,45 @@
+"""Command lines of the tests: short runs, what they leave behind, and how they are refused."""
+import csv
+
+import pytest
+
+import a2aug_timm.train.__main__ as train
+from a2aug_timm.train.arguments import train_parser
+from a2aug_timm.train.checks import check_train
+
+SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
+         '32', '--mean', '0.3', '--std', '0.35', '--hflip', '0', '--warmup-epochs', '0', '--lr', '0.05', '-b', '256',
+         '-vb', '360', '-j', '0', '--device', 'cpu']
+THREE = ['--a2aug-branches', '3']
+
+
+def run_train(tmp_path, *argv, epochs=1):
+    train.main([*SMALL, '--epochs', str(epochs), '--output', str(tmp_path), '--experiment', 'run', *argv])
+    return tmp_path / 'run'
+
+
+def rows_of(run):
+    """Rows of the summary, but for the seconds, which no two runs share."""
+    with open(run / 'summary.csv', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert all(float(row.pop('train_seconds')) > 0 for row in rows)
+    return rows
+
+
+def refused(capsys, main, argv):
+    """The sentence that a command line is refused with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        main(list(map(str, argv)))
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2, error
+    assert error.count('error:') == 1 and error.endswith('\n'), error
+    return error.splitlines()[-1]
+
+
+def checked(argv):
+    """The arguments of a training command line after its checks."""
+    parser = train_parser()
+    args, explicit = parser.parse(argv)
+    check_train(args, explicit, {action.dest: action.default for action in parser._actions})
+    return args

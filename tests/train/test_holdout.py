@@ -1,0 +1,55 @@
+"""Runs with a holdout: choose on what is held out, report the validation split once."""
+import csv
+import json
+
+import pytest
+
+import a2aug_timm.train.__main__ as train
+import a2aug_timm.validate.__main__ as validate
+from tests.commands import SMALL
+
+
+@pytest.mark.parametrize('branches', ['1', '2'])
+def test_a_run_chooses_on_images_held_out_and_reports_the_validation_split_once(
+        tmp_path, capsys, monkeypatch, branches):
+    built, judged = {}, []
+    original, evaluate = train.build_loaders, train.Run._evaluate
+
+    def build_loaders(*args):
+        built['loaders'] = original(*args)
+        return built['loaders']
+
+    def spy(self, predict, mu, loader):
+        judged.append(loader)
+        return evaluate(self, predict, mu, loader)
+
+    monkeypatch.setattr(train, 'build_loaders', build_loaders)
+    monkeypatch.setattr(train.Run, '_evaluate', spy)
+    train.main([*SMALL, '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run', '--a2aug-branches', branches,
+                '--holdout', '100', '--train-subset', '600'])
+    loader, eval_loader, test_loader = built['loaders']
+    parts = [set(loader.dataset.indices), set(eval_loader.dataset.indices)]
+    assert len(parts[0]) == 600 and len(parts[1]) == 100 and not parts[0] & parts[1]
+    assert len(test_loader.dataset) == 360
+    assert judged == [eval_loader, eval_loader, test_loader]
+    with open(tmp_path / 'run' / 'summary.csv', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row['train_views']) for row in rows] == [512 * int(branches)] * 2  # the last 88 do not fill a batch
+    assert all(float(row['train_seconds']) > 0 for row in rows)
+
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text(encoding='utf-8'))
+    assert result['chosen_on'] == '100 held out of train' and result['test_split'] == 'validation'
+    sentence = f"On validation, which had no part in the choice: top1 {result['test']['top1']:.4g}"
+    assert sentence in capsys.readouterr().out
+
+    # The export, measured anew on the validation split, is what was reported.
+    validate.main(['--dataset', 'sklearn/digits', '--checkpoint', str(tmp_path / 'run' / 'export'), '--device', 'cpu',
+                   '-j', '0', '--results-file', str(tmp_path / 'out.json'), '--results-format', 'json'])
+    measured = json.loads((tmp_path / 'out.json').read_text())
+    assert measured['top1'] == pytest.approx(result['test']['top1'], abs=1e-3)
+
+
+def test_without_a_holdout_the_result_says_that_the_choice_was_on_the_validation_split(tmp_path):
+    train.main([*SMALL, '--epochs', '1', '--output', str(tmp_path), '--experiment', 'run'])
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text(encoding='utf-8'))
+    assert result['chosen_on'] == 'validation' and result['test'] is None and result['chosen_with']['top1'] > 0
