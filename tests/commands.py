@@ -1,11 +1,16 @@
 """Command lines of the tests: short runs, what they leave behind, and how they are refused."""
 import csv
+from types import SimpleNamespace
 
 import pytest
 
 import a2aug_timm.train.__main__ as train
+from a2aug_timm.engine.process import start_process
 from a2aug_timm.train.arguments import train_parser
 from a2aug_timm.train.checks import check_train
+from a2aug_timm.train.model import set_backends
+from a2aug_timm.train.resolve import resolve, resolve_lr
+from a2aug_timm.train.task import mean_batch_size
 
 SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes', '10', '--input-size', '1', '32',
          '32', '--mean', '0.3', '--std', '0.35', '--hflip', '0', '--warmup-epochs', '0', '--lr', '0.05', '-b', '256',
@@ -38,8 +43,22 @@ def refused(capsys, main, argv):
 
 
 def checked(argv):
-    """The arguments of a training command line after its checks."""
+    """The arguments of a training command line, resolved and checked."""
     parser = train_parser()
     args, explicit = parser.parse(argv)
-    check_train(args, explicit, {action.dest: action.default for action in parser._actions})
+    args = resolve(args, explicit)
+    check_train(args, explicit, parser.changed(args))
     return args
+
+
+def built(argv):
+    """The objects that a training command line builds: ``args``, ``model``, ``data`` and ``training``."""
+    parser = train_parser()
+    args, checkpoint, _ = train.read_arguments(parser, list(map(str, argv)))
+    process = start_process(args.device)
+    set_backends(args, process)
+    model = train.build_model(args, checkpoint, process)
+    data = train.build_data(args, model, process)
+    args = resolve_lr(args, mean_batch_size(args, data.train), process.world_size)
+    training = train.build_training(args, checkpoint, model, data, process)
+    return SimpleNamespace(args=args, model=model, data=data, training=training)

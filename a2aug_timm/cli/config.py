@@ -1,4 +1,4 @@
-"""Strict configuration: one-sentence errors, YAML files checked against the parser, and what was set explicitly."""
+"""Strict configuration: one-sentence errors, YAML files checked against the parser, and the names that were set."""
 import argparse
 import difflib
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,10 @@ _UNSET = object()
 
 
 class StrictParser(argparse.ArgumentParser):
-    """An argument parser that answers bad input with one sentence and exit code 2, on the first rank of a node.
+    """Argument parser that answers bad input with one sentence and exit code 2, on the first rank of a node.
 
     Attributes:
-        replaces: An argument of the command line -> those of the file that it takes the place of, besides itself.
+        replaces: Argument of the command line -> arguments of the config file that it replaces, besides itself.
     """
 
     def __init__(self, **kwargs: Any):
@@ -28,19 +28,29 @@ class StrictParser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: error: {message}\n' if local_rank == 0 else None)
 
     @contextmanager
-    def user_errors(self, *kinds: type[Exception]) -> Iterator[None]:
-        """Turn exceptions that the user's input causes (``ValueError`` and ``kinds``) into the error exit.
+    def user_errors(self) -> Iterator[None]:
+        """Turn the user's mistakes (``ValueError``, and ``OSError`` of files) into one sentence and exit code 2.
 
-        A ``ValueError`` all ranks raise alike; one of ``kinds`` may be a single rank's, a device that is missing or
-        full, so each says it.
+        All ranks raise a ``ValueError`` alike, so one rank per node prints it. An ``OSError`` may concern a single
+        rank, so each rank prints its own.
         """
         try:
             yield
         except ValueError as error:
-            self.error(' '.join(str(error).split()))
-        except kinds as error:
+            self.error(one_line(error))
+        except OSError as error:
             where = f'rank {rank}: ' if (rank := world_info_from_env()[1]) else ''
-            self.exit(2, f"{self.prog}: error: {where}{' '.join(str(error).split())} ({type(error).__name__})\n")
+            self.exit(2, f'{self.prog}: error: {where}{one_line(error)} ({type(error).__name__})\n')
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Default of each argument."""
+        return {action.dest: action.default for action in self._actions}
+
+    def changed(self, args: argparse.Namespace) -> set[str]:
+        """Names of the arguments that differ from their defaults."""
+        defaults = self.defaults
+        return {name for name, value in vars(args).items() if name in defaults and value != defaults[name]}
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
         """Parse a command line over an optional ``-c FILE`` of YAML over the defaults.
@@ -95,6 +105,25 @@ class StrictParser(argparse.ArgumentParser):
         return f", did you mean '{nearest[0]}'?" if nearest else ''
 
 
+def one_line(error: BaseException) -> str:
+    """Message of an error without its line breaks."""
+    return ' '.join(str(error).split())
+
+
+@contextmanager
+def user_error_from(*kinds: type[Exception], what: str) -> Iterator[None]:
+    """Raise ``ValueError`` for the exceptions that a call of timm or torch raises for a wrong setting.
+
+    Args:
+        kinds: Exceptions of that call; wrap the call alone, so that a bug of ours keeps its traceback.
+        what: Beginning of the sentence.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise ValueError(f'{what}: {one_line(error)} ({type(error).__name__})') from error
+
+
 def _convert(action: argparse.Action, value: Any) -> Any:
     """A YAML value as the command line would have given it; ``ValueError`` says what was expected."""
     if value is None:
@@ -128,11 +157,11 @@ def _convert_scalar(action: argparse.Action, value: Any) -> Any:
     kind = action.type or str
     name = kind.__name__.strip('_').replace('_', ' ')
     # YAML reads `no` as false and `1e-3` as text; the first is a mistake here, the second is not.
-    if isinstance(value, (bool, list, dict)) or (kind is int and isinstance(value, float)):
+    if isinstance(value, (bool, list, dict)) or (getattr(kind, 'kind', kind) is int and isinstance(value, float)):
         raise ValueError(f'expected {name}, got {value!r}')
     try:
         value = kind(str(value))
-    except ValueError:
+    except ValueError:  # the flag's own type raises a sentence of its own
         raise ValueError(f'expected {name}, got {value!r}') from None
     if action.choices and value not in action.choices:
         raise ValueError(f'expected one of {", ".join(map(str, action.choices))}, got {value!r}')

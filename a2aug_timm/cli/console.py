@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar with the time that is left, log lines where there is no terminal, branch tables."""
+"""Output of a run: a progress bar with the remaining time, log lines without a terminal, and tables of branches."""
 import logging
 import time
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ _logger = logging.getLogger(__name__)
 
 
 class RunProgress:
-    """Progress over the optimizer steps of a run; a context manager, silent on all ranks but the first.
+    """Progress over the optimizer steps of a run, as a context manager; only the first rank prints.
 
-    On a terminal it is a bar, else a log line every log step.
+    On a terminal it is a bar, otherwise a log line at every log step.
 
     Args:
         num_epochs: Epochs of the whole run.
-        num_updates: Optimizer steps of an epoch.
+        num_updates: Optimizer steps per epoch.
         start_epoch: First epoch, above 0 after a resume.
-        enabled: Whether this rank shows anything.
+        enabled: Whether this rank prints.
     """
 
     def __init__(self, num_epochs: int, num_updates: int, start_epoch: int = 0, enabled: bool = True):
@@ -47,12 +47,12 @@ class RunProgress:
         self.pause()
 
     def pause(self) -> None:
-        """Take the bar off the terminal until the next epoch, so that a table can be printed."""
+        """Remove the bar until the next epoch, so that a table can be printed."""
         if self._bar is not None:
             self._bar.stop()
 
     def start_epoch(self, epoch: int) -> None:
-        """Show an epoch, counted from 0."""
+        """Start the progress of an epoch, counted from 0."""
         self._epoch = epoch
         if self._bar is not None:
             self._bar.start()
@@ -60,7 +60,7 @@ class RunProgress:
                 self._task, completed=epoch * self._num_updates, description=f'epoch {epoch + 1}/{self.num_epochs}')
 
     def on_update(self, update: int, terms: dict[str, float] | None, rate: float, lr: float) -> None:
-        """Show one optimizer step; ``terms`` are the mean loss terms at log steps, ``rate`` is in images a second."""
+        """Show one optimizer step; ``terms`` are the mean loss terms at log steps, ``rate`` is in images per second."""
         if self._bar is not None:
             self._bar.advance(self._task)
             if terms is not None:
@@ -76,7 +76,7 @@ class RunProgress:
 
 
 def branch_labels(policies: Sequence[str | None], sizes: Sequence[int] | None = None) -> list[str]:
-    """What to call each branch: its policy, and its image size where each has one of its own."""
+    """Label of each branch: its policy, and its image size where the branches have different ones."""
     if sizes is None:
         return [policy or '' for policy in policies]
     return [f'{policy} at {size}' for policy, size in zip(policies, sizes, strict=True)]
@@ -88,11 +88,11 @@ def branch_table(
         mu: Sequence[float],
         best: int | None,
 ) -> Table:
-    """Table of an evaluation: a row a branch (policy, μ, top-1, top-5, loss, other metrics), then the ensemble's.
+    """Table of an evaluation: one row per branch (policy, μ, top-1, top-5, loss, other metrics), then the ensemble.
 
     Args:
-        labels: Policy of each branch.
-        metrics: As ``engine.evaluate`` returns them, in percent.
+        labels: Label of each branch.
+        metrics: Metrics as ``evaluate`` returns them, in percent.
         mu: Weight of each branch in the ensemble.
         best: Index of the branch to mark.
     """
@@ -111,7 +111,7 @@ def branch_table(
 
 
 def print_table(title: str, table: Table) -> None:
-    """Print to standard output, whole also where the output is no terminal."""
+    """Print a table to standard output, in full width even without a terminal."""
     console = Console()
     if not console.is_terminal:
         console.width = 120

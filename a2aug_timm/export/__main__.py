@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
         model = load_branches(checkpoint, args.checkpoint)
         run = checkpoint['a2aug']
         branches = resolve_branches(args.branch, run, model)
-    with parser.user_errors(OSError):
+    with parser.user_errors():
         for branch in branches:
             folder = Path(args.output) / f'branch-{branch}' if args.branch == 'all' else Path(args.output)
             export_branch_of(run, model, branch, folder)

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('-o', '--output', required=True, metavar='FOLDER', help='folder to write')
     args = parser.parse_args(argv)
     folder = Path(args.output)
-    with parser.user_errors(OSError):
+    with parser.user_errors():
         if importlib.util.find_spec('matplotlib') is None:
             raise ValueError('a report needs matplotlib: pip install -e ".[report]"')
         runs = [read_run(folder) for folder in args.runs]

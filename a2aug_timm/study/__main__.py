@@ -19,6 +19,7 @@ from ..data.policies import SPACES
 from ..train.arguments import train_parser
 from ..train.checks import check_train
 from ..train.data import build_datasets
+from ..train.resolve import resolve
 from ..train.tracking import command_and_versions
 from . import Run, Study
 from .estimate import Estimate
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     add('--budget', type=float, default=None, metavar='HOURS', help='begin no run whose training would end later')
     add('--plan', action='store_true', help='print the runs and the hours that they will take, and train none')
     args, flags = parser.parse_known_args(argv)
-    with parser.user_errors(OSError):
+    with parser.user_errors():
         study, method, runs, num_images = prepare(args, flags)
         wanted = study.with_kept()
         estimate = Estimate(study, runs, num_images, may_probe=args.plan or args.budget is not None)
@@ -144,9 +145,9 @@ def method_of(base: argparse.Namespace, models: Sequence[str]) -> Method:
 
 def check(config: dict[str, Any]) -> argparse.Namespace:
     """All of a run's arguments; refuses what train.py would refuse. Raises ``ValueError``."""
-    defaults = {action.dest: action.default for action in train_parser()._actions}
-    args = argparse.Namespace(**{**defaults, **config})
-    check_train(args, set(config), defaults)
+    parser = train_parser()
+    args = resolve(argparse.Namespace(**{**parser.defaults, **config}), set(config))
+    check_train(args, set(config), parser.changed(args))
     return args
 
 

@@ -3,7 +3,7 @@
     python train.py -c hparams/quickstart.yaml
     ./distributed_train.sh 8 --a2aug-branches 3 --model resnet50 --data-dir /data/imagenet -b 128 --amp --channels-last
 
-A run's folder holds args.yaml, summary.csv, checkpoints and export/, a plain timm model of the best branch.
+The folder of a run holds args.yaml, summary.csv, checkpoints and export/, a plain timm model of the best branch.
 """
 import argparse
 import logging
@@ -11,167 +11,230 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 from timm import utils
 from timm.data import resolve_input_data_config
 from timm.task import TrainingTask
 from torch import distributed as dist
+from torch import nn
 
 from ..branches import networks_of
-from ..cli.config import StrictParser
+from ..cli.config import StrictParser, user_error_from
 from ..cli.console import RunProgress
+from ..cli.resolve import dtype_of
 from ..data.datasets import names_of_classes
 from ..data.views import set_epoch
 from ..engine.checkpoint import load_training_state, read_checkpoint
 from ..engine.epoch import Hooks, OptimizerStep, train_one_epoch
+from ..engine.process import Process, start_process
 from ..engine.random_state import remember_workers, set_rng_state, start_workers
 from ..export import model_config
 from .arguments import train_parser
 from .checks import check_train
-from .data import build_datasets, build_loaders, build_mixup
-from .model import build_model, init_device, model_dtype
-from .resume import adopt_run, args_of_run
+from .data import Datasets, build_datasets, build_loaders, build_mixup
+from .model import build_model, set_backends
+from .resolve import resolve, resolve_lr
+from .resume import args_of_run, check_resume, folder_of_run, output_of
 from .run import Run
 from .run_folder import RunFolder, choose_folder
-from .task import build_amp, build_loss_scale, build_optimizer, build_task, compile_task, start_schedule
+from .task import (
+    build_amp,
+    build_loss_scale,
+    build_optimizer,
+    build_task,
+    compile_task,
+    mean_batch_size,
+    start_schedule,
+)
 from .tracking import command_and_versions, start_wandb
 
 _logger = logging.getLogger('train')
 
 
+class Data(NamedTuple):
+    """Images of a run, ready to be iterated.
+
+    Attributes:
+        config: Size and normalisation of the images.
+        datasets: Images that are trained, chosen and tested on.
+        train: Loader of training batches; ``eval`` and ``test`` are loaders or None.
+        mixing: Switches mixup off, in the collate or on the device; None without mixup.
+        mix: Mixup on the device, where the collate does not mix.
+    """
+    config: dict[str, Any]
+    datasets: Datasets
+    train: Any
+    eval: Any
+    test: Any
+    mixing: Any
+    mix: Any
+
+
+class Training(NamedTuple):
+    """Everything that changes the weights: the step, its schedule, and the epochs that it is for."""
+    step: OptimizerStep
+    num_updates: int
+    start_epoch: int
+    num_epochs: int
+
+
 def main(argv: list[str] | None = None) -> None:
+    """Train as the command line says."""
     parser = train_parser()
     with parser.user_errors():
-        args, checkpoint, path = parse(parser, argv)
-    folder = RunFolder(path, args.checkpoint_hist, decreasing=args.eval_metric == 'loss')
-    run_args = args_of_run(args, checkpoint)
-    # What timm raises for settings that do not go together comes before any epoch, and is the user's to mend.
-    with parser.user_errors(
-            RuntimeError, TypeError, KeyError, AssertionError, IndexError, AttributeError, OSError, ImportError):
-        device = init_device(args)
-        model = build_model(args, checkpoint, device)
-        data_config = resolve_input_data_config(networks_of(model)[0], vars(args), verbose=utils.is_primary(args))
-        datasets = build_datasets(args, data_config, model.num_classes)
-        collate, mix = build_mixup(args, data_config, model.num_classes)
-        loader, eval_loader, test_loader = build_loaders(args, data_config, model, device, datasets, collate)
-        config = model_config(model, data_config, names_of_classes(datasets.train))
-        workers = remember_workers(loader) if args.a2aug_branches == 1 else None
-        task = build_task(args, model, data_config, device)
-        optimizer, lr_scheduler, num_epochs = build_optimizer(args, task, loader)
-        autocast, loss_scaler = build_amp(args, device)
-        num_updates = -(-len(loader) // args.grad_accum_steps)
-        start_epoch = (checkpoint or {}).get('epoch', -1) + 1 if args.start_epoch is None else args.start_epoch
-        if checkpoint is not None:
-            load_training_state(checkpoint, task, None if args.no_resume_opt else optimizer, lr_scheduler, loss_scaler)
-        start_schedule(args, lr_scheduler, start_epoch, num_updates, (checkpoint or {}).get('metric'))
-        compile_task(args, task)
-        if args.distributed:
-            task.prepare_distributed(
-                device_ids=None if device.type == 'cpu' else [device],
-                **({'broadcast_buffers': False} if args.no_ddp_bb else {}))
-        if utils.is_primary(args):
-            run_args.update(lr=args.lr, lr_base_scale=args.lr_base_scale, num_classes=model.num_classes,
-                            in_chans=data_config['input_size'][0])
-            folder.begin(run_args, checkpoint, args.resume, start_epoch, origin=command_and_versions())
-        if checkpoint is not None:
-            # At the end, since a folder that goes on builds its best model anew, which draws weights.
-            resume_random_state(args, checkpoint, loader, eval_loader)
-
-    step = OptimizerStep(
-        task, optimizer, autocast=autocast, loss_scale=build_loss_scale(args, loader, device),
-        lr_scheduler=lr_scheduler, loss_scaler=loss_scaler, clip_grad=args.clip_grad, clip_mode=args.clip_mode)
-    progress = RunProgress(num_epochs, num_updates, start_epoch, enabled=utils.is_primary(args))
-    run = Run(args, folder, step, progress, device, run_args, config, data_config, workers)
-    if args.log_wandb and utils.is_primary(args):
-        run.log = start_wandb(args, run_args, folder.path.name)
-    with progress, exit_on_bad_loss(folder):
-        for epoch in range(start_epoch, num_epochs):
-            set_epoch(loader, epoch)
-            stop_mixup(args, epoch, mix or collate)
-            progress.start_epoch(epoch)
-            hooks = Hooks(run.on_update, args.log_interval, partial(run.recover, epoch), args.recovery_interval)
-            trained = train_one_epoch(
-                step, loader, epoch=epoch, device=device, mix=mix, grad_accum_steps=args.grad_accum_steps,
-                channels_last=args.channels_last, dtype=model_dtype(args), hooks=hooks)
-            synchronize_bn(args, task)
-            metric = run.end_epoch(epoch, trained, eval_loader, datasets)
-            if lr_scheduler is not None:
-                lr_scheduler.step(epoch + 1, metric)
-    run.finish(test_loader)
-    if args.distributed:
+        args, checkpoint, folder = read_arguments(parser, argv)
+        process = start_process(args.device)
+        set_backends(args, process)
+        model = build_model(args, checkpoint, process)
+        data = build_data(args, model, process)
+        args = resolve_lr(args, mean_batch_size(args, data.train), process.world_size)
+        training = build_training(args, checkpoint, model, data, process)
+        run = begin_run(args, checkpoint, folder, model, data, training, process)
+    train(args, data, training, run)
+    run.finish(data.test)
+    if process.is_distributed:
         dist.destroy_process_group()
 
 
-def parse(
+def read_arguments(
         parser: StrictParser,
         argv: list[str] | None,
-) -> tuple[argparse.Namespace, dict[str, Any] | None, Path]:
-    """Arguments that have passed all checks, the checkpoint that is resumed if there is one, the run's folder."""
+) -> tuple[argparse.Namespace, dict[str, Any] | None, RunFolder]:
+    """Parse, resolve and check the arguments; read the checkpoint to resume, and choose the folder of the run.
+
+    Raises:
+        ValueError: The arguments contradict each other, the checkpoint, or what is installed.
+    """
     args, explicit = parser.parse(argv)
     checkpoint = read_checkpoint(args.resume) if args.resume else None
+    args = resolve(args, explicit, checkpoint)
     if checkpoint is not None:
-        adopt_run(args, explicit, checkpoint)
-    if not args.val_split and args.holdout is None:
-        args.eval_metric = 'loss'
-    check_train(args, explicit, {action.dest: action.default for action in parser._actions})
+        check_resume(args, explicit, checkpoint)
+    check_train(args, explicit, parser.changed(args))
     name = timm.models.safe_model_name(args.model)
     if args.a2aug_branches > 1:
         name += f'-a2aug{args.a2aug_branches}'
-    output = args.output or 'output/train'
-    resumed = folder_of_run(args, explicit, checkpoint, Path(output) / args.experiment)
-    return args, checkpoint, choose_folder(output, args.experiment, name, resumed)
+    path = choose_folder(output_of(args), args.experiment, name, folder_of_run(args, explicit, checkpoint))
+    return args, checkpoint, RunFolder(path, args.checkpoint_hist, decreasing=args.eval_metric == 'loss')
 
 
-def folder_of_run(
+def build_data(args: argparse.Namespace, model: nn.Module, process: Process) -> Data:
+    """Open the images and build their loaders. Raises ``ValueError``."""
+    with user_error_from(AssertionError, RuntimeError, what='the input settings do not go together'):
+        data_config = resolve_input_data_config(networks_of(model)[0], vars(args), verbose=process.is_primary)
+    datasets = build_datasets(args, data_config, model.num_classes, process.rank)
+    collate, mix = build_mixup(args, data_config, model.num_classes)
+    loaders = build_loaders(args, data_config, model, process, datasets, collate)
+    return Data(data_config, datasets, *loaders, mixing=mix or collate, mix=mix)
+
+
+def build_training(
         args: argparse.Namespace,
-        explicit: set[str],
         checkpoint: dict[str, Any] | None,
-        named: Path,
-) -> Path | None:
-    """The folder that a resumed run goes on in: its own, unless it goes on from before its end or is named anew."""
-    if checkpoint is None or 'a2aug' not in checkpoint or args.start_epoch is not None:
-        return None
-    path = Path(args.resume)
-    is_named_anew = explicit & {'output', 'experiment'} and named.resolve() != path.parent.resolve()
-    is_end = path.name == 'last.pth.tar' or path.name.startswith('recovery-')
-    return path.parent if is_end and not is_named_anew else None
+        model: nn.Module,
+        data: Data,
+        process: Process,
+) -> Training:
+    """Build task, optimizer and schedule, with the state of the checkpoint. Raises ``ValueError``."""
+    task = build_task(args, model, data.config, process)
+    num_updates = -(-len(data.train) // args.grad_accum_steps)
+    optimizer, lr_scheduler, num_epochs = build_optimizer(args, task, num_updates)
+    autocast, loss_scaler = build_amp(args, process.device)
+    start_epoch = (checkpoint or {}).get('epoch', -1) + 1 if args.start_epoch is None else args.start_epoch
+    if checkpoint is not None:
+        load_training_state(checkpoint, task, None if args.no_resume_opt else optimizer, lr_scheduler, loss_scaler)
+    start_schedule(args, lr_scheduler, start_epoch, num_updates, (checkpoint or {}).get('metric'))
+    compile_task(args, task)
+    if process.is_distributed:
+        task.prepare_distributed(
+            device_ids=None if process.device.type == 'cpu' else [process.device],
+            **({'broadcast_buffers': False} if args.no_ddp_bb else {}))
+    step = OptimizerStep(
+        task, optimizer, autocast=autocast, loss_scale=build_loss_scale(args, data.train, process),
+        lr_scheduler=lr_scheduler, loss_scaler=loss_scaler, clip_grad=args.clip_grad, clip_mode=args.clip_mode)
+    return Training(step, num_updates, start_epoch, num_epochs)
 
 
-def resume_random_state(args: argparse.Namespace, checkpoint: dict[str, Any], loader: Any, eval_loader: Any) -> None:
-    """Put the random generators of all ranks where the checkpoint left them."""
+def begin_run(
+        args: argparse.Namespace,
+        checkpoint: dict[str, Any] | None,
+        folder: RunFolder,
+        model: nn.Module,
+        data: Data,
+        training: Training,
+        process: Process,
+) -> Run:
+    """Begin or continue the folder of the run, and restore the random state of a resumed run."""
+    run_args = args_of_run(args, checkpoint)
+    config = model_config(model, data.config, names_of_classes(data.datasets.train))
+    workers = remember_workers(data.train) if args.a2aug_branches == 1 else None
+    if process.is_primary:
+        run_args.update(num_classes=model.num_classes, in_chans=data.config['input_size'][0])
+        folder.begin(run_args, checkpoint, args.resume, training.start_epoch, origin=command_and_versions())
+    progress = RunProgress(
+        training.num_epochs, training.num_updates, training.start_epoch, enabled=process.is_primary)
+    run = Run(args, folder, training.step, progress, process, run_args, config, data.config, workers)
+    if args.log_wandb and process.is_primary:
+        run.log = start_wandb(args, run_args, folder.path.name)
+    if checkpoint is not None:
+        # Last, since a folder that continues rebuilds its best model, which draws initial weights.
+        resume_random_state(args, checkpoint, data, process)
+    return run
+
+
+def resume_random_state(
+        args: argparse.Namespace,
+        checkpoint: dict[str, Any],
+        data: Data,
+        process: Process,
+) -> None:
+    """Restore the random generators of this rank and of its workers."""
     states = checkpoint.get('rng', [])
-    is_own = len(states) == args.world_size
-    workers = states[args.rank].get('workers') if is_own else None
+    is_own = len(states) == process.world_size
+    workers = states[process.rank].get('workers') if is_own else None
     if args.a2aug_branches == 1 and len(workers or ()) != args.workers:
-        # The streams of plain training's workers must not be the first epoch's again.
-        utils.random_seed(args.seed + 1000 * (checkpoint.get('epoch', 0) + 1), args.rank)
-    start_workers(loader, workers)
-    if eval_loader is not None:
-        start_workers(eval_loader)
+        # The workers of plain training must not repeat the streams of the first epoch.
+        utils.random_seed(args.seed + 1000 * (checkpoint.get('epoch', 0) + 1), process.rank)
+    start_workers(data.train, workers)
+    if data.eval is not None:
+        start_workers(data.eval)
     if is_own:
-        set_rng_state(states[args.rank])
+        set_rng_state(states[process.rank])
     else:
-        _logger.warning('The random state of %d ranks cannot continue on %d.', len(states), args.world_size)
+        _logger.warning('The random state of %d ranks cannot continue on %d.', len(states), process.world_size)
     _logger.info("Resumed from '%s'", args.resume)
 
 
-def stop_mixup(args: argparse.Namespace, epoch: int, mixing: Any) -> None:
-    """Mix no more from ``--mixup-off-epoch`` on."""
-    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-        mixing.mixup_enabled = False
+def train(args: argparse.Namespace, data: Data, training: Training, run: Run) -> None:
+    """Train, evaluate and save every epoch."""
+    step = training.step
+    with run.progress, exit_on_bad_loss(run.folder):
+        for epoch in range(training.start_epoch, training.num_epochs):
+            set_epoch(data.train, epoch)
+            if args.mixup_off_epoch and epoch >= args.mixup_off_epoch and data.mixing is not None:
+                data.mixing.mixup_enabled = False
+            run.progress.start_epoch(epoch)
+            hooks = Hooks(run.on_update, args.log_interval, partial(run.recover, epoch), args.recovery_interval)
+            trained = train_one_epoch(
+                step, data.train, epoch=epoch, device=run.process.device, mix=data.mix,
+                grad_accum_steps=args.grad_accum_steps, channels_last=args.channels_last,
+                dtype=dtype_of(args.model_dtype), hooks=hooks)
+            synchronize_bn(args, step.task, run.process)
+            metric = run.end_epoch(epoch, trained, data.eval, data.datasets)
+            if step.lr_scheduler is not None:
+                step.lr_scheduler.step(epoch + 1, metric)
 
 
-def synchronize_bn(args: argparse.Namespace, task: TrainingTask) -> None:
+def synchronize_bn(args: argparse.Namespace, task: TrainingTask, process: Process) -> None:
     """Make the running statistics of all ranks equal, as ``--dist-bn`` says."""
-    if not args.distributed or args.sync_bn or not args.dist_bn:
+    if not process.is_distributed or args.sync_bn or not args.dist_bn:
         return
     for ema in (False, True):
         module = task.get_trainable_module(ema=ema)
         if module is not None and not (ema and args.model_ema_force_cpu):
-            utils.distribute_bn(module, args.world_size, args.dist_bn == 'reduce')
+            utils.distribute_bn(module, process.world_size, args.dist_bn == 'reduce')
 
 
 @contextmanager

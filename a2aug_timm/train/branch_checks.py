@@ -1,4 +1,7 @@
-"""What the flags of A²-Aug must satisfy before any work: contradictions, what branches cannot have, policies."""
+"""Checks of the flags of A²-Aug: contradictions, flags that branches refuse, policies.
+
+Nothing in this file changes an argument.
+"""
 import argparse
 import importlib.util
 
@@ -21,7 +24,7 @@ _EXCLUSIVE = {
 
 
 def refuse_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
-    """What plain training cannot have. Raises ``ValueError``."""
+    """Refuse the flags of branches in plain training. Raises ``ValueError``."""
     if args.a2aug_policies:
         raise ValueError(f'{len(args.a2aug_policies)} policies need --a2aug-branches {len(args.a2aug_policies)}; '
                          'plain training takes one policy with --aa')
@@ -30,64 +33,49 @@ def refuse_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
             raise ValueError(f'{flag(name)} needs --a2aug-branches 2 or more')
 
 
-def check_branch_flags(args: argparse.Namespace, changed: set[str], explicit: set[str]) -> None:
-    """What two branches or more cannot have; fills in the policies. Raises ``ValueError``."""
+def check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
+    """Check the flags of a run with two branches or more. Raises ``ValueError``."""
     for name, instead in REFUSED.items():
-        is_3_augment = name.startswith('color') and any('3a' in policy for policy in args.a2aug_policies or ())
+        is_3_augment = name.startswith('color') and any('3a' in policy for policy in args.a2aug_policies)
         if name in changed and not is_3_augment:
             raise ValueError(f'{flag(name)} contradicts --a2aug-branches {args.a2aug_branches}; {instead}')
     for pair, reason in _EXCLUSIVE.items():
         if changed.issuperset(pair):
             raise ValueError(f'{flag(pair[0])} and {flag(pair[1])} do not go together: {reason}')
     if args.torchcompile == 'eager' and (args.a2aug_sequential or args.grad_checkpointing):
-        raise ValueError('--torchcompile eager cannot compute activations again; take aot_eager or inductor')
+        raise ValueError('--torchcompile eager cannot compute activations again; use aot_eager or inductor')
     if args.a2aug_op_backend == 'opencv' and importlib.util.find_spec('cv2') is None:
-        raise ValueError('--a2aug-op-backend opencv needs OpenCV: pip install -e ".[opencv]"')
-    _take_branch_sizes(args)
-    args.a2aug_policies = _resolve_policies(args, changed, explicit)
+        raise ValueError('--a2aug-op-backend opencv needs OpenCV: pip install "a2aug_timm[opencv]"')
+    _check_branch_sizes(args)
+    _check_policies(args, changed)
 
 
-def _take_branch_sizes(args: argparse.Namespace) -> None:
-    """Images come at the largest size, from which those of the branches are made."""
+def _check_branch_sizes(args: argparse.Namespace) -> None:
     sizes = args.a2aug_branch_sizes
     if sizes is None:
         return
     if len(sizes) != args.a2aug_branches:
         raise ValueError(f'--a2aug-branch-sizes takes a size for each of {args.a2aug_branches} branches, got '
                          f'{len(sizes)}')
-    images = args.input_size[1:] if args.input_size else [args.img_size or max(sizes)]
+    images = args.input_size[1:] if args.input_size else [args.img_size]
     if set(images) != {max(sizes)}:
-        raise ValueError(f'--a2aug-branch-sizes makes images of up to {max(sizes)} pixels, of images of '
-                         f'{"x".join(map(str, images))}; leave the size of images out')
-    if not args.input_size:
-        args.img_size = max(sizes)
+        raise ValueError(f'--a2aug-branch-sizes needs images of {max(sizes)} pixels, the largest of the sizes, but '
+                         f'images have {"x".join(map(str, images))}; leave the image size out')
 
 
-def _take_space(args: argparse.Namespace, explicit: set[str]) -> None:
-    """``--a2aug-space`` in the words of the two lists."""
-    if args.a2aug_space is None:
-        return
-    for name, values in zip(('a2aug_num_layers', 'a2aug_magnitudes'), SPACES[args.a2aug_space], strict=True):
-        if name in explicit and getattr(args, name) != list(values):
-            raise ValueError(f'{flag(name)} contradicts --a2aug-space {args.a2aug_space}; leave one of them out')
-        setattr(args, name, list(values))
-
-
-def _resolve_policies(args: argparse.Namespace, changed: set[str], explicit: set[str]) -> list[str]:
-    _take_space(args, explicit)
-    # The seed that sampled them stays with the policies, so that args.yaml can be given as a config file.
-    seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
+def _check_policies(args: argparse.Namespace, changed: set[str]) -> None:
     policies = args.a2aug_policies
-    if policies is None:
-        args.a2aug_seed = seed
-        return sample_policies(args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)
     if len(policies) != args.a2aug_branches:
         raise ValueError(f'--a2aug-branches {args.a2aug_branches} needs as many policies, got {len(policies)}')
     sizes = args.a2aug_branch_sizes or [None] * len(policies)
     for size in set(sizes):  # branches of two sizes may share a policy
         check_policies([policy for policy, own in zip(policies, sizes, strict=True) if own == size])
+    if args.a2aug_space is not None:
+        for name, values in zip(('a2aug_num_layers', 'a2aug_magnitudes'), SPACES[args.a2aug_space], strict=True):
+            if getattr(args, name) != list(values):
+                raise ValueError(f'{flag(name)} contradicts --a2aug-space {args.a2aug_space}; leave one of them out')
+    seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
     for name in ('a2aug_seed', 'a2aug_space', 'a2aug_num_layers', 'a2aug_magnitudes'):
         if name in changed and policies != sample_policies(
                 args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes):
             raise ValueError(f'{flag(name)} samples policies, but --a2aug-policies names them')
-    return policies

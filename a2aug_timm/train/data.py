@@ -1,33 +1,38 @@
-"""From arguments to images: data sets, policies, mixup, loaders."""
+"""Data of a training run: data sets, mixup and loaders from the arguments."""
 import argparse
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from timm.data import AugMixDataset, IterableImageDataset, Mixup, NaFlexMixup, create_loader
+from timm.data import IterableImageDataset, Mixup, NaFlexMixup, create_loader
+from timm.data.random_erasing import RandomErasing
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..cli.resolve import dtype_of
+from ..data.cutout import Cutout
 from ..data.datasets import create_dataset, is_stream, names_of_classes
 from ..data.holdout import hold_out, take_subset, targets_of
+from ..data.loader import Prefetch, create_train_loader, split_dataset
 from ..data.mixup import CollateMixedViews, CollateMixup, MixupOfViews
 from ..data.skipping import SkippingDataset
 from ..data.views import MultiViewDataset, MultiViewStream, collate_views
+from ..engine.process import Process
 from .checks import is_mixed
-from .model import model_dtype
 from .naflex import build_naflex_eval_loader, build_naflex_loader
-from .transforms import extend_transforms, transform_settings
+from .transforms import build_transforms, transform_settings
 
 _logger = logging.getLogger(__name__)
 
 
 class Datasets(NamedTuple):
-    """Images of a run; ``train`` is ready to become N views of each where there are branches.
+    """Images of a run.
 
     Attributes:
-        eval: On which branch and epoch are chosen: those held out, or the validation split; None without either.
-        test: Those of the validation split where others are held out, to be reported once.
+        train: Training images; with branches, a data set of N views.
+        eval: Images that choose branch and epoch: those held out, or the validation split; None without either.
+        test: Images of the validation split where others are held out; they are evaluated once, at the end.
     """
     train: Dataset
     eval: Dataset | None
@@ -38,8 +43,13 @@ def build_datasets(
         args: argparse.Namespace,
         data_config: dict[str, Any],
         num_classes: int,
+        rank: int = 0,
 ) -> Datasets:
-    """Open the images that the flags name."""
+    """Open the images that the flags name.
+
+    Raises:
+        ValueError: The data is not there, or has more classes than the model.
+    """
     mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
     kwargs = dict(
         class_map=args.class_map, download=args.dataset_download, batch_size=args.batch_size, input_img_mode=mode,
@@ -60,7 +70,7 @@ def build_datasets(
         eval_set, test_set = SkippingDataset(images, mode, held), eval_set
     if args.train_subset is not None:
         indices = take_subset(targets_of(images), args.train_subset, indices)
-    return Datasets(_training_set(args, images, mode, indices), eval_set, test_set)
+    return Datasets(_training_set(args, images, mode, indices, rank), eval_set, test_set)
 
 
 def _training_set(
@@ -68,14 +78,16 @@ def _training_set(
         images: Dataset,
         mode: str,
         indices: list[int] | None,
+        rank: int,
 ) -> Dataset:
     if args.a2aug_branches == 1:
         return images if is_stream(images) else SkippingDataset(images, mode, indices)
-    rank_seed = f'{args.seed}/{args.rank}'
+    rank_seed = f'{args.seed}/{rank}'
     if is_stream(images):
         return MultiViewStream(images, rank_seed)
     # Where an image comes more than once in an epoch, it may come to several ranks.
-    repeats = bool(args.aug_repeats or args.train_batches_per_epoch or args.train_size_schedule == 'progressive')
+    repeats = bool(args.aug_repeats or args.train_img_sizes and (
+        args.train_batches_per_epoch or args.train_size_schedule == 'progressive'))
     return MultiViewDataset(images, mode, indices, rank_seed if repeats else args.seed, repeats)
 
 
@@ -83,62 +95,83 @@ def build_loaders(
         args: argparse.Namespace,
         data_config: dict[str, Any],
         model: nn.Module,
-        device: torch.device,
+        process: Process,
         datasets: Datasets,
         collate: Callable | None,
 ) -> tuple[Any, Any, Any]:
-    """timm's loaders of ``Datasets``; with branches, view-major batches and no augmentation beside the policies'."""
-    train_set = datasets.train
-    common = dict(
+    """Build the loaders of ``Datasets``; with branches, batches are view-major.
+
+    Raises:
+        ValueError: A batch is larger than the training set, or the model cannot take the batches.
+    """
+    images = dict(
         mean=data_config['mean'], std=data_config['std'], num_workers=args.workers, pin_memory=args.pin_mem,
-        device=device, distributed=args.distributed, use_prefetcher=not args.no_prefetcher,
-        img_dtype=model_dtype(args) or torch.float32)
-    transform = transform_settings(args, data_config)
-    eval_transform = {name: data_config[name] for name in ('interpolation', 'crop_pct', 'crop_mode')}
+        device=process.device, distributed=process.is_distributed, use_prefetcher=not args.no_prefetcher,
+        img_dtype=dtype_of(args.model_dtype) or torch.float32)
+    eval_settings = {**{name: data_config[name] for name in ('interpolation', 'crop_pct', 'crop_mode')}, **images}
     if args.naflex_loader:
-        common['channels'] = data_config['input_size'][0]
-        loader = build_naflex_loader(args, model, train_set, collate, {**transform, **common})
-        eval_settings = {**eval_transform, **common}
-        return loader, *(build_naflex_eval_loader(args, model, images, eval_settings) for images in datasets[1:])
-    common['input_size'] = data_config['input_size']
-    is_joint = args.a2aug_branches > 1
-    is_scheduled = args.train_img_sizes is not None
-    loader = create_loader(
-        AugMixDataset(train_set, num_splits=args.aug_splits) if args.aug_splits else train_set,
-        batch_size=args.batch_size,
-        is_training=True,
-        # timm refuses splits of scheduled sizes, whose transforms _use_policies() replaces.
-        num_aug_splits=args.aug_splits or (args.a2aug_branches if is_joint and not is_scheduled else 0),
-        num_aug_repeats=args.aug_repeats,
-        re_split=args.resplit,
-        worker_seeding=args.worker_seeding,
-        use_multi_epochs_loader=args.use_multi_epochs_loader,
-        collate_fn=collate,
-        input_size_choices=args.train_img_sizes,
-        batch_size_choices=args.train_batch_sizes,
-        batch_choice_weights=args.train_size_probs,
-        batch_choice_seed=args.seed,
-        batch_choice_schedule=args.train_size_schedule,
-        batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
-        batch_schedule_spread=args.train_size_schedule_spread,
-        batch_schedule_random_mix=args.train_size_random_mix,
-        num_batches=args.train_batches_per_epoch,
-        **transform,
-        **common,
-    )
+        images = {**transform_settings(args, data_config), **images, 'channels': data_config['input_size'][0]}
+        eval_settings['channels'] = data_config['input_size'][0]
+        loader = build_naflex_loader(args, model, process, datasets.train, collate, images)
+        return loader, *(build_naflex_eval_loader(args, model, one, eval_settings) for one in datasets[1:])
+    loader = _build_train_loader(args, data_config, process, datasets.train, collate)
+    eval_settings['input_size'] = data_config['input_size']
+    return loader, *(_build_eval_loader(args, process, one, eval_settings) for one in datasets[1:])
+
+
+def _build_train_loader(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        process: Process,
+        images: Dataset,
+        collate: Callable | None,
+) -> Any:
+    loader = create_train_loader(
+        split_dataset(images, args.aug_splits), build_transforms(args, data_config), batch_size=args.batch_size,
+        collate=collate, num_workers=args.workers, pin_memory=args.pin_mem, worker_seeding=args.worker_seeding,
+        prefetch=None if args.no_prefetcher else _prefetch(args, data_config, process.device),
+        is_distributed=process.is_distributed, num_repeats=args.aug_repeats,
+        size_schedule=_size_schedule(args) if args.train_img_sizes else None,
+        keeps_running=args.use_multi_epochs_loader)
     if not len(loader):
-        raise ValueError(f'--batch-size {args.batch_size} on {args.world_size} device(s) is more than the '
-                         f'{len(train_set)} training images')
-    if isinstance(train_set, MultiViewStream):
-        train_set.dataset.set_loader_cfg(num_workers=args.workers)
-    extend_transforms(args, data_config, train_set, loader, transform)
-    return loader, *(_build_eval_loader(args, images, {**eval_transform, **common}) for images in datasets[1:])
+        raise ValueError(f'--batch-size {args.batch_size} on {process.world_size} device(s) is more than the '
+                         f'{len(images)} training images')
+    if args.a2aug_branches > 1 or args.aa:
+        _logger.info('Policies: %s', ' '.join(args.a2aug_policies or [args.aa]))
+    return loader
 
 
-def _build_eval_loader(args: argparse.Namespace, images: Dataset | None, settings: dict[str, Any]) -> Any:
+def _prefetch(args: argparse.Namespace, data_config: dict[str, Any], device: torch.device) -> Prefetch:
+    erasing = None
+    if args.reprob > 0 and not args.no_aug:
+        # Without splits, --resplit leaves the first half of a batch as it is.
+        num_splits = (args.aug_splits or (args.a2aug_branches if args.a2aug_branches > 1 else 2)) if args.resplit else 0
+        erasing = RandomErasing(
+            args.reprob, mode=args.remode, max_count=args.recount, num_splits=num_splits, device=device)
+    return Prefetch(
+        data_config['mean'], data_config['std'], data_config['input_size'][0], device,
+        dtype_of(args.model_dtype) or torch.float32, erasing, Cutout(args.cutout) if args.cutout else None)
+
+
+def _size_schedule(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of timm's sampler of batches that have one of several image sizes each."""
+    return dict(
+        batch_sizes=args.train_batch_sizes or [args.batch_size] * len(args.train_img_sizes),
+        choice_weights=args.train_size_probs, seed=args.seed, num_batches=args.train_batches_per_epoch,
+        choice_schedule=args.train_size_schedule,
+        schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
+        schedule_spread=args.train_size_schedule_spread, schedule_random_mix=args.train_size_random_mix)
+
+
+def _build_eval_loader(
+        args: argparse.Namespace,
+        process: Process,
+        images: Dataset | None,
+        settings: dict[str, Any],
+) -> Any:
     if images is None:
         return None
-    if args.distributed and isinstance(images, IterableImageDataset):
+    if process.is_distributed and isinstance(images, IterableImageDataset):
         # Each worker of each rank pads its share of a stream.
         settings = {**settings, 'num_workers': min(2, args.workers)}
     return create_loader(images, batch_size=args.validation_batch_size or args.batch_size, **settings)
@@ -149,7 +182,7 @@ def build_mixup(
         data_config: dict[str, Any],
         num_classes: int,
 ) -> tuple[Callable | None, Callable | None]:
-    """What collates a batch (None is timm's choice), and what mixes it on its device where the collate does not."""
+    """Build the collate of a batch (None is timm's), and the mixup on the device where the collate does not mix."""
     is_joint = args.a2aug_branches > 1
     if not is_mixed(args):
         return collate_views if is_joint else None, None

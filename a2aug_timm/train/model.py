@@ -1,6 +1,5 @@
-"""From arguments to a device and a model with branches on it."""
+"""Model of a training run: timm's, with branches, on its device."""
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +10,27 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from torch import nn
 
 from ..branches import create_branches, networks_of, select_branch
+from ..cli.config import user_error_from
+from ..cli.resolve import dtype_of
 from ..engine.checkpoint import check_weights, load_weights, read_checkpoint, state_dict_of
+from ..engine.process import Process
 
-_logger = logging.getLogger(__name__)
 
-
-def init_device(args: argparse.Namespace) -> torch.device:
-    """Join the other ranks, take this rank's device and seed it."""
-    device = utils.init_distributed_device(args)
-    if device.type == 'cuda':
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    utils.random_seed(args.seed, args.rank)
+def set_backends(args: argparse.Namespace, process: Process) -> None:
+    """Seed this process, and set the switches that hold for the whole process."""
+    utils.random_seed(args.seed, process.rank)
     if args.fuser:
         utils.set_jit_fuser(args.fuser)
     if args.fast_norm:
         set_fast_norm()
-    _logger.info('Rank %d of %d on %s', args.rank, args.world_size, device)
-    return device
 
 
-def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, device: torch.device) -> nn.Module:
-    """Pretrained weights, then branches, then SyncBatchNorm: the order in which each sees what it needs."""
+def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, process: Process) -> nn.Module:
+    """Build the model: pretrained weights, then branches, then SyncBatchNorm, so that each step sees what it needs.
+
+    Raises:
+        ValueError: timm cannot build the model, or weights or sizes do not fit it.
+    """
     is_fresh = checkpoint is None
     initial = _read_initial(args) if args.initial_checkpoint and is_fresh else None
     # Plain weights start all branches; those of a multi-branch run are a branch's own.
@@ -60,10 +58,10 @@ def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, dev
     _init_heads(args, model)
     if not is_fresh:
         check_weights(model, state_dict_of(checkpoint), args.resume)
-    model.to(device=device, dtype=model_dtype(args))
+    model.to(device=process.device, dtype=dtype_of(args.model_dtype))
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
-    return convert_sync_batchnorm(model) if args.distributed and args.sync_bn else model
+    return convert_sync_batchnorm(model) if process.is_distributed and args.sync_bn else model
 
 
 def _check_sizes(args: argparse.Namespace, model: nn.Module) -> None:
@@ -79,21 +77,18 @@ def _check_sizes(args: argparse.Namespace, model: nn.Module) -> None:
 
 
 def owned_by_branches(args: argparse.Namespace) -> str:
-    """What the flags give each branch of its own, in the words of ``create_branches``."""
+    """Modules that the flags give each branch of its own, as ``create_branches`` names them."""
     if args.a2aug_shared_bn:
         return 'nothing'
     return 'network' if args.a2aug_independent else {'bn': 'bn', 'all': 'norms'}[args.a2aug_norm]
 
 
-def model_dtype(args: argparse.Namespace) -> torch.dtype | None:
-    """Dtype of weights and images where ``--model-dtype`` sets it."""
-    return getattr(torch, args.model_dtype) if args.model_dtype else None
-
-
 def _create_model(args: argparse.Namespace, is_fresh: bool) -> nn.Module:
     pretrained = read_checkpoint(args.pretrained_path) if args.pretrained_path and is_fresh else None
     overlay = None if pretrained is None else dict(file=args.pretrained_path, num_classes=-1)
-    try:
+    with user_error_from(
+            TypeError, AssertionError, RuntimeError, KeyError, IndexError, AttributeError,
+            what=f'--model {args.model}'):
         model = timm.create_model(
             args.model,
             pretrained=bool(args.pretrained or args.pretrained_path) and is_fresh,
@@ -109,8 +104,6 @@ def _create_model(args: argparse.Namespace, is_fresh: bool) -> nn.Module:
             scriptable=args.torchscript or None,
             **args.model_kwargs,
         )
-    except TypeError as error:  # an argument that this architecture does not take
-        raise ValueError(f'{args.model}: {error}') from error
     if pretrained is not None:
         _check_pretrained(pretrained, args.pretrained_path, model)
     return model

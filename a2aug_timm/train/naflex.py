@@ -1,4 +1,4 @@
-"""timm's NaFlex loaders: patches at their images' own aspect, batches of many sequence lengths; plain training only."""
+"""timm's NaFlex loaders, for plain training: patches at the aspect of their image, batches of several lengths."""
 import argparse
 import logging
 from collections.abc import Callable
@@ -10,20 +10,23 @@ from torch import distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..engine.process import Process
+
 _logger = logging.getLogger(__name__)
 
 
 def build_naflex_loader(
         args: argparse.Namespace,
         model: nn.Module,
+        process: Process,
         train_set: Dataset,
         mixup: NaFlexMixup | None,
         settings: dict[str, Any],
 ) -> Any:
-    """Loader of training patches.
+    """Build the loader of training patches.
 
     Args:
-        settings: How an image becomes a tensor, and on which device, in the words of timm's loaders.
+        settings: Transform and device settings, as timm's loaders name them.
 
     Raises:
         ValueError: The model does not take patches of any size.
@@ -36,7 +39,7 @@ def build_naflex_loader(
         sizes = {'patch_size_choices': args.naflex_patch_sizes, 'patch_size_choice_probs': args.naflex_patch_size_probs}
     return create_naflex_loader(
         train_set, batch_size=args.batch_size, is_training=True, train_seq_lens=args.naflex_train_seq_lens,
-        mixup_fn=mixup, rank=args.rank, world_size=args.world_size, worker_seeding=args.worker_seeding,
+        mixup_fn=mixup, rank=process.rank, world_size=process.world_size, worker_seeding=args.worker_seeding,
         patchify_channels_last=not args.naflex_patchify_channels_first, **sizes, **settings)
 
 
@@ -46,7 +49,7 @@ def build_naflex_eval_loader(
         images: Dataset | None,
         settings: dict[str, Any],
 ) -> Any:
-    """Loader of validation patches; None without images. ``settings`` as for training."""
+    """Build the loader of validation patches; None without images. ``settings`` are as for training."""
     if images is None:
         return None
     return create_naflex_loader(
@@ -56,19 +59,19 @@ def build_naflex_eval_loader(
 
 def build_naflex_loss_scale(
         args: argparse.Namespace,
-        device: torch.device,
+        process: Process,
 ) -> Callable[[int], float | torch.Tensor] | None:
-    """Weight of a batch's gradient by its number of images, on this rank and over all of them."""
+    """Build the weight of a batch's gradient from its number of images, on this rank and over all ranks."""
     power = {'none': 0., 'sqrt': 0.5, 'linear': 1.}[args.naflex_loss_scale]
-    if power == 0 and not args.distributed:
+    if power == 0 and not process.is_distributed:
         return None
 
     def scale(batch_size: int) -> float | torch.Tensor:
         local = (batch_size / args.batch_size) ** power
-        if not args.distributed:
+        if not process.is_distributed:
             return local
-        total = torch.tensor(float(batch_size), device=device)
+        total = torch.tensor(float(batch_size), device=process.device)
         dist.all_reduce(total)
-        return local * args.world_size * batch_size / total
+        return local * process.world_size * batch_size / total
 
     return scale

@@ -1,4 +1,4 @@
-"""A run: what it does after an update and after an epoch (judge every branch, keep it, show it), and at its end."""
+"""A training run: its work after an update, after an epoch (evaluate, save, print) and at the end."""
 import argparse
 import math
 from collections.abc import Callable
@@ -12,13 +12,15 @@ from torch import distributed as dist
 from torch import nn
 
 from ..cli.console import RunProgress, branch_labels, branch_table, print_table
+from ..cli.resolve import dtype_of
 from ..engine.checkpoint import read_checkpoint, state_dict_of, training_state
 from ..engine.epoch import OptimizerStep, TrainedEpoch, Update, evaluate
+from ..engine.process import Process
 from ..engine.random_state import RememberingCollate, gather_rng_states
 from ..export import build_model, load_line
 from ..logits import branch_logits, resize
 from ..task import A2AugTask
-from .model import model_dtype, owned_by_branches
+from .model import owned_by_branches
 from .run_folder import RunFolder, summary_row
 from .tracking import save_batch
 
@@ -27,53 +29,56 @@ _METRICS = ('top1', 'top5', 'loss')
 
 @dataclass
 class Run:
-    """What the epochs of a run share.
+    """State that the epochs of a run share.
 
     Attributes:
         args: All arguments; ``run_args`` are those that belong to the run and not to this invocation.
-        config: The plain model, as ``model_config`` describes it.
-        workers: Remembers the random states of plain training's workers.
-        log: Takes the row of each epoch's summary.
+        config: Description of the plain model, see ``model_config``.
+        workers: Random states of plain training's workers.
+        log: Receives the row of each epoch's summary.
     """
     args: argparse.Namespace
     folder: RunFolder
     step: OptimizerStep
     progress: RunProgress
-    device: torch.device
+    process: Process
     run_args: dict[str, Any]
     config: dict[str, Any]
     data_config: dict[str, Any]
     workers: RememberingCollate | None = None
     log: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
-    # Trained since the last row of the summary; --val-interval leaves epochs without one.
+    # Counted since the last row of the summary; with --val-interval some epochs have no row.
     _num_images: int = field(default=0, init=False)
     _seconds: float = field(default=0., init=False)
 
     def on_update(self, update: Update) -> None:
-        """Show an update, and do what the flags want at it."""
-        if self.args.synchronize_step and self.device.type != 'cpu':
+        """Print the progress of an update, and save a picture of its batch if asked for."""
+        if self.args.synchronize_step and self.process.device.type != 'cpu':
             torch.accelerator.synchronize()
         self.progress.on_update(update.number, update.terms, update.rate, update.lr)
-        if self.args.save_images and update.terms is not None and utils.is_primary(self.args):
+        if self.args.save_images and update.terms is not None and self.process.is_primary:
             path = self.folder.path / f'train-batch-{update.number}.jpg'
             save_batch(update.images, self.args.a2aug_branches, path)
 
     def recover(self, epoch: int, update: int) -> None:
-        """Keep a checkpoint in the middle of an epoch; a resume from it begins that epoch again."""
+        """Save a checkpoint in the middle of an epoch; a resume from it restarts that epoch."""
         record = self._record(epoch - 1)
-        # The workers are ahead of the update, and a resume begins their epoch again.
+        # The workers are ahead of the update, and a resume restarts their epoch.
         state = self._state(with_workers=False)
-        if utils.is_primary(self.args):
+        if self.process.is_primary:
             self.folder.save_recovery({**state, 'a2aug': record}, epoch, update)
 
     def end_epoch(self, epoch: int, trained: TrainedEpoch, loader: Any, datasets: list[Any]) -> float | None:
-        """Judge every branch, keep the epoch, show it; the metric that it is judged by, None where it is not.
+        """Evaluate every branch, save the epoch and print it.
 
-        ``--val-interval`` leaves epochs out, but not the last.
+        ``--val-interval`` skips epochs, but not the last.
 
         Args:
-            loader: Of validation images, or None.
-            datasets: Which count the broken images that they skip.
+            loader: Loader of validation images, or None.
+            datasets: Data sets, which count the broken images that they skip.
+
+        Returns:
+            Metric of the epoch; None for a skipped epoch.
 
         Raises:
             FloatingPointError: The weights, or the losses of all branches, are not finite.
@@ -92,7 +97,7 @@ class Run:
         self._num_images, self._seconds = 0, 0.
         state = self._state()
         num_skipped = self._count_skipped(datasets)
-        if utils.is_primary(self.args):
+        if self.process.is_primary:
             model = self.step.task.get_eval_model(ema=record['judged_ema'])
             self.folder.save(self._as_built(model), state, row, record, metric)
             self.log(row)
@@ -113,23 +118,22 @@ class Run:
         finite = [branch for branch in range(num_judged) if math.isfinite(metrics[branch]['loss'])]
         if not finite:
             raise FloatingPointError(f'the validation loss is not finite after epoch {epoch}')
-        # Of equal branches the one with the lower loss.
+        # Among equal branches, the lower loss decides.
         best_branch = max(
             finite, key=lambda branch: (sign * metrics[branch][args.eval_metric], -metrics[branch]['loss']))
         return {**record, 'metrics': metrics, 'best_branch': best_branch}
 
     def _evaluate(self, predict: Callable, mu: list[float], loader: Any) -> list[dict[str, float]]:
         return evaluate(
-            predict, torch.tensor(mu), loader, device=self.device, autocast=self.step.autocast,
-            channels_last=self.args.channels_last, dtype=model_dtype(self.args))
+            predict, torch.tensor(mu), loader, device=self.process.device, autocast=self.step.autocast,
+            channels_last=self.args.channels_last, dtype=dtype_of(self.args.model_dtype))
 
     def _record(self, epoch: int) -> dict[str, Any]:
-        """What a checkpoint says of the run, before any image is judged."""
+        """Record of the run, before any image is evaluated."""
         args, task = self.args, self.step.task
         judged_ema = args.model_ema and not args.model_ema_force_cpu
         mu = task.mu(judged_ema) if isinstance(task, A2AugTask) else torch.ones(1)
-        # Without validation images the paper's observation must do: the stronger branch has the larger weight
-        # (Table 6).
+        # Without validation images, the largest weight decides: in the paper (Table 6) it is the best branch's.
         own = owned_by_branches(args)
         best_branch = 0 if own == 'nothing' else int(mu.argmax())
         return dict(
@@ -139,27 +143,27 @@ class Run:
             config=self.config, data_config=self.data_config)
 
     def _state(self, with_workers: bool = True) -> dict[str, Any]:
-        """Tensors, random state and arguments of a checkpoint; every rank must call this."""
+        """Tensors, random state and arguments for a checkpoint; every rank must call this."""
         step = self.step
         rng = gather_rng_states(self.workers.read() if self.workers is not None and with_workers else None)
         return {**training_state(step.task, step.optimizer, step.lr_scheduler, step.loss_scaler),
                 'arch': self.args.model, 'args': self.run_args, 'rng': rng}
 
     def _as_built(self, model: nn.Module) -> nn.Module:
-        """The model as timm builds it, where ``--torchscript`` or ``--split-bn`` has made something else of it."""
+        """The model as timm builds it, also after ``--torchscript`` or ``--split-bn``."""
         if not (self.args.torchscript or self.args.split_bn):
             return model
-        # Norms of the other splits serve training alone.
+        # The norms of the other splits are only needed in training.
         weights = {key: value for key, value in utils.get_state_dict(model).items() if '.aux_bn.' not in key}
-        with torch.random.fork_rng(devices=[]):  # initial weights, drawn for nothing
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
             built = build_model(self.config)
         built.load_state_dict(weights)
         return built
 
     def _count_skipped(self, datasets: list[Any]) -> int:
-        """Number of broken images since the last call, over all ranks."""
+        """Number of broken images that all ranks skipped since the last call."""
         count = sum(dataset.take_num_skipped() for dataset in datasets if hasattr(dataset, 'take_num_skipped'))
-        count = torch.tensor(count, device=self.device)
+        count = torch.tensor(count, device=self.process.device)
         if dist.is_initialized():
             dist.all_reduce(count)
         return int(count)
@@ -179,13 +183,14 @@ class Run:
         print_table(title, branch_table(labels, record['metrics'], record['mu'], record['best_branch']))
 
     def finish(self, loader: Any) -> None:
-        """Measure the chosen branch on images that had no part in the choice, if a loader gives them, and say what came
-        out. Every rank must call this.
+        """Evaluate the chosen branch on the test images, if there are any, and print and save the result.
+
+        Every rank must call this.
         """
         args, keeper = self.args, self.folder.keeper
         row = next((row for row in self.folder.history if row['epoch'] == keeper.best_epoch), None)
         test = None if loader is None else self._test(row, loader)
-        if not utils.is_primary(args) or row is None:
+        if not self.process.is_primary or row is None:
             return
         branch = row.get('best_branch', 0)
         policy = branch_labels(args.a2aug_policies or [args.aa], args.a2aug_branch_sizes)[branch]
@@ -204,12 +209,12 @@ class Run:
         return args.val_split or 'training loss'
 
     def _test(self, row: dict[str, Any] | None, loader: Any) -> dict[str, float] | None:
-        """Metrics of the export, which lies on the first rank, as its row of the history does."""
-        branch = torch.tensor(-1 if row is None else row.get('best_branch', 0), device=self.device)
+        """Metrics of the export on the test images; only the first rank has the export and its row of the history."""
+        branch = torch.tensor(-1 if row is None else row.get('best_branch', 0), device=self.process.device)
         model = build_model(self.config)
         if row is not None:
             model.load_state_dict(state_dict_of(read_checkpoint(self.folder.export_path / 'model.safetensors')))
-        model.to(self.device, model_dtype(self.args)).eval()
+        model.to(self.process.device, dtype_of(self.args.model_dtype)).eval()
         if dist.is_initialized():
             for tensor in (branch, *model.state_dict().values()):
                 dist.broadcast(tensor, src=0)
@@ -220,7 +225,7 @@ class Run:
         return {name: metrics[name] for name in _METRICS}
 
     def _report(self, result: dict[str, Any]) -> None:
-        """Print what was chosen, how good it is, and how to load it."""
+        """Print the chosen branch, its metrics, and how to load it."""
         args, export, architecture = self.args, self.folder.export_path, self.config['architecture']
         source = ''.join(f' {name} {value}' for name, value in (
             ('--data-dir', args.data_dir), ('--dataset', args.dataset),
@@ -234,7 +239,7 @@ Best: branch {result['branch']}{policy}, {args.eval_metric} {self.folder.keeper.
             metrics = ', '.join(f'{name} {value:.4g}' for name, value in result['test'].items())
             print(f"On {result['test_split']}, which had no part in the choice: {metrics}")
         print(f"""\
-Exported to {export}; load it with timm, by file with this package, or judge all branches again:
+Exported to {export}. Load it with timm, by file with this package, or evaluate all branches again:
 
     {load_line(architecture, export)}
     timm.create_model('{architecture}', pretrained_file='{export}/model.safetensors')  # after import a2aug_timm

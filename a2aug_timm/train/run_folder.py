@@ -1,4 +1,4 @@
-"""A run's folder: args.yaml, summary.csv, checkpoints, export/ with the best branch, and result.json in the end."""
+"""Folder of a run: args.yaml, summary.csv, checkpoints, export/ with the best branch, and result.json at the end."""
 import csv
 import json
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ def choose_folder(
         name: str = '',
         resumed: str | Path | None = None,
 ) -> Path:
-    """The folder for a run: the one of the run that is resumed, else one that holds no run yet.
+    """Choose the folder of a run: the folder of the run that is resumed, else one that holds no run yet.
 
     Args:
         output: Folder of runs.
-        experiment: Name of the folder in it; a date and ``name`` if empty.
-        name: What to call a run without a name of its own.
-        resumed: Folder of a checkpoint that goes on; taken if it is a run's.
+        experiment: Name of the folder in it (default: a date and ``name``).
+        name: Name of the model.
+        resumed: Folder of the checkpoint that is resumed; used if it holds a run.
 
     Raises:
         ValueError: The experiment exists already and is not the run that is resumed.
@@ -36,8 +36,8 @@ def choose_folder(
         path = Path(output) / experiment
         if (path / 'args.yaml').exists():
             checkpoint = next((one for one in (path / 'last.pth.tar', *path.glob('recovery-*')) if one.exists()), None)
-            way_on = f'continue it with --resume {checkpoint}' if checkpoint else 'it has no checkpoint yet, remove it'
-            raise ValueError(f"'{path}' holds a run already; {way_on}, or choose another --experiment")
+            advice = f'resume it with --resume {checkpoint}' if checkpoint else 'it has no checkpoint yet, remove it'
+            raise ValueError(f"'{path}' holds a run already; {advice}, or choose another --experiment")
         return path
     name = f'{datetime.now():%Y%m%d-%H%M%S}-{name}'
     taken = {path.name for path in Path(output).glob(f'{name}*')}
@@ -45,12 +45,12 @@ def choose_folder(
 
 
 class RunFolder:
-    """Where one run is kept. Only the first rank may write to it.
+    """Folder of one run; only the first rank may write to it.
 
     Args:
-        path: The folder; created by ``begin``.
+        path: Path of the folder; ``begin`` creates it.
         max_history: Number of best checkpoints to keep.
-        decreasing: The metric is better when lower.
+        decreasing: Lower values of the metric are better.
     """
 
     def __init__(self, path: str | Path, max_history: int = 10, decreasing: bool = False):
@@ -64,7 +64,7 @@ class RunFolder:
         source = Path(source)
         self.history = [row for row in checkpoint.get('history', []) if row['epoch'] < start_epoch]
         self.keeper.load(checkpoint, start_epoch)
-        if self.history:  # which a run that was killed after its checkpoint has not written
+        if self.history:  # a run that was killed after its checkpoint has not written it
             write_summary(self.path / 'summary.csv', self.history)
         if source.parent.resolve() != self.path.resolve():
             copy(source, self.last_path)
@@ -85,14 +85,14 @@ class RunFolder:
         """Create the folder, or clear it of unfinished files, and write ``args.yaml``, which ``-c`` reads again.
 
         Args:
-            args: The run's arguments.
-            checkpoint: What is resumed: its history before ``start_epoch``, its best metric and its kept files.
-            source: Path of the checkpoint. If it is in another folder, its best checkpoints come along.
+            args: Arguments of the run.
+            checkpoint: Checkpoint that is resumed, with its history, best metric and kept files.
+            source: Path of the checkpoint. From another folder, its best checkpoints are copied.
             start_epoch: First epoch that is trained.
-            origin: Command and versions, which become a comment at the head of ``args.yaml``.
+            origin: Command and versions, written as a comment at the head of ``args.yaml``.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / 'result.json').unlink(missing_ok=True)  # of an earlier end, if the run now goes on
+        (self.path / 'result.json').unlink(missing_ok=True)  # of an earlier end of the run
         if checkpoint is not None:
             self._resume(checkpoint, source, start_epoch)
         for folder in (self.path, self.export_path):
@@ -109,17 +109,17 @@ class RunFolder:
             record: dict[str, Any],
             metric: float,
     ) -> None:
-        """Keep an epoch: the checkpoint, its row of the summary, and the export if it is the best so far.
+        """Save an epoch: the checkpoint, its row of the summary, and the export if the epoch is the best so far.
 
         Args:
-            model: The judged model, with all its branches.
+            model: The evaluated model, with all its branches.
             state: Tensors and arguments of the checkpoint.
-            row: As ``summary_row`` made it.
-            record: What the checkpoint says of the run: policies, μ, metrics, best branch, model and data config.
-            metric: What makes the epoch better or worse.
+            row: Row of ``summary_row``.
+            record: Record of the run: policies, μ, metrics, best branch, model and data config.
+            metric: Metric by which epochs are compared.
         """
         self.history.append(row)
-        # The export comes first: after a kill in between, the epoch is repeated and exported again.
+        # The export is written first: after a kill in between, the epoch is repeated and exported again.
         if self.keeper.is_best(metric):
             export_branch_of(record, model, record['best_branch'], self.export_path)
         self.keeper.save({**state, 'a2aug': record, 'history': self.history}, epoch=row['epoch'], metric=metric)
@@ -128,12 +128,12 @@ class RunFolder:
             recovery.unlink()
 
     def save_result(self, result: dict[str, Any]) -> None:
-        """Write what the run has come to."""
+        """Write the result of the run."""
         with atomic_write(self.path / 'result.json') as path:
             path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
     def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> None:
-        """Keep a checkpoint from the middle of an epoch, until the next one or the end of the epoch replaces it."""
+        """Save a checkpoint in the middle of an epoch; the next one or the end of the epoch replaces it."""
         before = set(self.path.glob('recovery-*.pth.tar'))
         path = self.path / f'recovery-{epoch}-{update}.pth.tar'
         self.keeper.save_recovery({**state, 'history': self.history}, path, epoch)
@@ -150,13 +150,13 @@ def summary_row(
         lr: float,
         **cost: float,
 ) -> dict[str, Any]:
-    """One epoch under timm's column names, with a column set a branch and the ensemble where there are branches.
+    """Row of one epoch under timm's column names; with branches, also one set of columns per branch and the ensemble.
 
     Args:
         train_terms: Mean loss terms; ``train_…``.
-        metrics: Of each branch and the ensemble, as ``engine.evaluate`` returns them, or None without validation.
-        best_branch: The branch whose metrics are timm's ``eval_…`` columns.
-        cost: What the epoch took, under names of its own.
+        metrics: Metrics of each branch and the ensemble, as ``evaluate`` returns them; None without validation.
+        best_branch: Branch whose metrics are timm's ``eval_…`` columns.
+        cost: Cost of the epoch, as further columns.
     """
     row = {'epoch': epoch, **{f'train_{name}': value for name, value in train_terms.items()}}
     if metrics is not None:
@@ -171,7 +171,7 @@ def summary_row(
 
 
 def write_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Write all rows; columns are in the order in which they first appear."""
+    """Write all rows; columns keep the order in which they first appear."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_write(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, columns)

@@ -1,4 +1,4 @@
-"""From arguments to what trains a model: task, optimizer, schedule, mixed precision, compilation."""
+"""Training objects of a run: task, optimizer, schedule, mixed precision, compilation."""
 import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,9 +20,11 @@ from timm.task import (
 )
 from torch import nn
 
+from ..cli.config import user_error_from
+from ..cli.resolve import dtype_of
+from ..engine.process import Process
 from ..task import A2AugDistillationTask, A2AugTask
 from .checks import is_mixed
-from .model import model_dtype
 from .naflex import build_naflex_loss_scale
 
 
@@ -30,12 +32,15 @@ def build_task(
         args: argparse.Namespace,
         model: nn.Module,
         data_config: dict[str, Any],
-        device: torch.device,
+        process: Process,
 ) -> TrainingTask:
-    """timm's classification or distillation, or A²-Aug's joint training, with an EMA if it is asked for."""
-    criterion = _create_loss(args).to(device)
-    common = dict(device=device, dtype=model_dtype(args), verbose=utils.is_primary(args))
-    teacher = _create_teacher(args, model, data_config, device) if args.kd_model_name else None
+    """Build the task: timm's classification or distillation, or A²-Aug's joint training; with an EMA if asked for."""
+    criterion = _create_loss(args).to(process.device)
+    common = dict(device=process.device, dtype=dtype_of(args.model_dtype), verbose=process.is_primary)
+    teacher = None
+    if args.kd_model_name:
+        with user_error_from(RuntimeError, KeyError, AssertionError, what=f'--kd-model-name {args.kd_model_name}'):
+            teacher = _create_teacher(args, model, data_config, process.device)
     if args.torchscript:
         model = torch.jit.script(model)
     if args.a2aug_branches > 1:
@@ -64,11 +69,11 @@ def _create_teacher(
         data_config: dict[str, Any],
         device: torch.device,
 ) -> DistillationTeacher:
-    """The pretrained teacher, with the means to undo the student's normalisation of images and apply its own."""
+    """Create the pretrained teacher, which undoes the student's normalisation of images and applies its own."""
     # timm's tasks take the architecture's normalisation for the images'.
     model.pretrained_cfg = {**model.pretrained_cfg, 'mean': data_config['mean'], 'std': data_config['std']}
     teacher = DistillationTeacher(
-        args.kd_model_name, model.num_classes, model.in_chans, device=device, dtype=model_dtype(args))
+        args.kd_model_name, model.num_classes, model.in_chans, device=device, dtype=dtype_of(args.model_dtype))
     for name in ('mean_kd', 'std_kd'):
         value = getattr(teacher, name)
         if value.shape[1] != model.in_chans:  # as timm adapts it for other numbers of channels
@@ -116,7 +121,7 @@ def _distillation_task(
 
 
 def compile_task(args: argparse.Namespace, task: TrainingTask) -> None:
-    """Compile what computes, before DDP wraps it, if ``--torchcompile`` asks for it."""
+    """Compile the task if ``--torchcompile`` asks for it, before DDP wraps it."""
     if not args.torchcompile:
         return
     task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
@@ -126,26 +131,29 @@ def compile_task(args: argparse.Namespace, task: TrainingTask) -> None:
 def build_optimizer(
         args: argparse.Namespace,
         task: TrainingTask,
-        loader: Any,
+        num_updates: int,
 ) -> tuple[torch.optim.Optimizer, Any, int]:
-    """Optimizer, schedule and number of epochs; the learning rate scales with images, not with views."""
-    args.is_lr_computed = not args.lr
-    if args.is_lr_computed:
-        ratio = mean_batch_size(args, loader) * args.world_size * args.grad_accum_steps / args.lr_base_size
-        if not args.lr_base_scale:
-            args.lr_base_scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
-        args.lr = args.lr_base * (ratio ** 0.5 if args.lr_base_scale == 'sqrt' else ratio)
-    optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    """Build optimizer and schedule, and count the epochs.
+
+    Args:
+        num_updates: Updates per epoch.
+
+    Raises:
+        ValueError: timm refuses a setting.
+    """
+    with user_error_from(TypeError, AssertionError, what=f'--opt {args.opt}'):
+        optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     if args.a2aug_branches > 1:
         _scale_lr_of_mu(optimizer, task, args.a2aug_mu_lr_scale, is_scheduled=args.sched != 'none')
-    lr_scheduler, num_epochs = create_scheduler_v2(
-        optimizer, **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
-        updates_per_epoch=-(-len(loader) // args.grad_accum_steps))
+    with user_error_from(TypeError, AssertionError, what=f'--sched {args.sched}'):
+        lr_scheduler, num_epochs = create_scheduler_v2(
+            optimizer, **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
+            updates_per_epoch=num_updates)
     return optimizer, lr_scheduler, num_epochs
 
 
 def _scale_lr_of_mu(optimizer: torch.optim.Optimizer, task: A2AugTask, scale: float, is_scheduled: bool) -> None:
-    """Give μ a parameter group of its own, whose learning rate is a multiple of what it would be."""
+    """Give μ a parameter group of its own, whose learning rate is a multiple of the one it had."""
     if scale == 1:
         return
     mu = task.mu_logits
@@ -160,18 +168,18 @@ def _scale_lr_of_mu(optimizer: torch.optim.Optimizer, task: A2AugTask, scale: fl
 
 
 def mean_batch_size(args: argparse.Namespace, loader: Any) -> float:
-    """Images of a mean batch, which ``--train-batch-sizes`` may vary."""
+    """Mean number of images per batch, which ``--train-batch-sizes`` may vary."""
     return loader.batch_sampler.average_batch_size if args.train_img_sizes else args.batch_size
 
 
 def build_loss_scale(
         args: argparse.Namespace,
         loader: Any,
-        device: torch.device,
+        process: Process,
 ) -> Callable[[int], float | torch.Tensor] | None:
-    """Weight of a batch's gradient by its number of images, where batches vary and ``…-loss-scale`` asks for it."""
+    """Build the weight of a batch's gradient from its number of images; None where all batches weigh the same."""
     if args.naflex_loader:
-        return build_naflex_loss_scale(args, device)
+        return build_naflex_loss_scale(args, process)
     if args.variable_batch_loss_scale == 'none':
         return None
     reference = mean_batch_size(args, loader)
@@ -194,7 +202,7 @@ def start_schedule(
 
 
 def build_amp(args: argparse.Namespace, device: torch.device) -> tuple[Callable, Any]:
-    """Autocast of the forward pass, and the loss scaler that float16 on a GPU needs."""
+    """Build the autocast of the forward pass, and the loss scaler that float16 on a GPU needs."""
     if not args.amp:
         return nullcontext, None
     autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))

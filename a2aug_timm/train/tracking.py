@@ -1,4 +1,4 @@
-"""What a run tells beside its checkpoints: command and versions, wandb, pictures of batches."""
+"""Tracking of a run: command and versions, wandb, pictures of batches."""
 import argparse
 import math
 import platform
@@ -18,14 +18,14 @@ from ..engine.checkpoint import atomic_write
 
 
 def command_and_versions(command: Sequence[str] | None = None) -> list[str]:
-    """A command, that of this process if not given, and the time and libraries that it runs on."""
+    """Command (default: that of this process), time, and versions of Python and the libraries."""
     versions = f'torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}'
     now = f'{datetime.now():%Y-%m-%d %H:%M}'
     return [shlex.join(command or sys.argv), f'{now}, Python {platform.python_version()}, {versions}']
 
 
 def start_wandb(args: argparse.Namespace, run_args: dict[str, Any], name: str) -> Callable[[dict[str, Any]], None]:
-    """Begin a wandb run, or go on with one; returns what takes the rows of the summary."""
+    """Start or resume a wandb run, and return the function that logs a row of the summary."""
     import wandb
     run = wandb.init(
         project=args.wandb_project, name=name, config=run_args, tags=args.wandb_tags,
@@ -34,7 +34,7 @@ def start_wandb(args: argparse.Namespace, run_args: dict[str, Any], name: str) -
 
 
 def save_batch(images: torch.Tensor, num_views: int, path: Path) -> None:
-    """Draw a batch: its first 32 images, a row a view, or a plain batch whole, as a square."""
+    """Draw a batch: one row per view of the first 32 images, or a whole plain batch as a square."""
     columns = min(32, len(images) // num_views) if num_views > 1 else math.ceil(len(images) ** 0.5)
     if num_views > 1:
         images = images.unflatten(0, (num_views, -1))[:, :columns].flatten(0, 1)

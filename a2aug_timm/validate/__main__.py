@@ -21,26 +21,25 @@ from timm import utils
 from timm.data import resolve_input_data_config
 from torch.utils.data import Dataset
 
+from ..cli.config import user_error_from
 from ..cli.console import branch_labels, branch_table, print_table
+from ..cli.resolve import dtype_of, replaced, resolve_common
 from ..data.skipping import SkippingDataset
 from ..engine.epoch import evaluate
 from ..logits import branch_logits, resize
 from .arguments import validate_parser
 from .checks import check_validate
-from .data import build_dataset, build_loader, build_meters, check_classes, check_naflex, model_dtype, valid_labels
+from .data import build_dataset, build_loader, build_meters, check_classes, check_naflex, valid_labels
 from .inference import compilation_errors, first_line, fuse, place, pool_at_test_time, set_backends
 from .models import Branches, list_entries, load
 from .results import describe, write_results
 
 _logger = logging.getLogger('validate')
 
-# What timm and torch raise for settings that do not go together; a ValueError says so in one sentence.
-_SETUP_ERRORS = (RuntimeError, TypeError, KeyError, AssertionError, OSError, ImportError)
-
 
 @dataclass
 class Candidate:
-    """Branches that are ready to be measured, and what they are measured on."""
+    """Branches that are ready to be evaluated, and the data for it."""
     branches: Branches
     dataset: Dataset
     data_config: dict[str, Any]
@@ -53,15 +52,16 @@ class Candidate:
 def main(argv: list[str] | None = None) -> None:
     parser = validate_parser()
     args, explicit = parser.parse(argv)
-    with parser.user_errors(OSError):
+    with parser.user_errors():
         entries, are_several = list_entries(args.model, args.checkpoint)
+        args = resolve_common(args, explicit)
         check_validate(args, explicit, entries)
     set_backends(args)
     if are_several:
         results = validate_all(args, explicit, entries)
         is_measured = bool(results)
     else:
-        with parser.user_errors(*_SETUP_ERRORS):
+        with parser.user_errors():
             candidate = build(args, explicit)
         with parser.user_errors():
             results, is_measured = validate_one(args, candidate)
@@ -73,14 +73,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool = False) -> Candidate:
-    """Load what the command line names and make it ready; whatever the user's input breaks, it breaks here."""
+    """Load the models that the command line names and prepare them for evaluation. Raises ``ValueError``."""
     branches = load(args, explicit, is_one_of_several)
     models = [fuse(args, model) for model in branches.models]
     first = models[0]
     if args.naflex_loader:
         check_naflex(first, branches.num_branches)
-    data_config = resolve_input_data_config(
-        first, vars(args), use_test_size=not args.use_train_size, verbose=True)
+    with user_error_from(AssertionError, RuntimeError, what='the input settings do not go together'):
+        data_config = resolve_input_data_config(
+            first, vars(args), use_test_size=not args.use_train_size, verbose=True)
     valid = valid_labels(args.valid_labels, first.num_classes)
     label_names = branches.label_names
     if valid and label_names:
@@ -102,7 +103,7 @@ def build(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool 
 
 
 def validate_one(args: argparse.Namespace, candidate: Candidate) -> tuple[Any, bool]:
-    """Results of a single model, a dict or a list of branches, and whether there are any."""
+    """Evaluate one model; return its results, a dict or a list with one per branch, and whether there are any."""
     if not args.retry:
         results = measure(args, candidate, args.batch_size)
     else:
@@ -119,17 +120,17 @@ def validate_all(
         explicit: set[str],
         entries: list[tuple[str, str]],
 ) -> list[dict[str, Any]]:
-    """Results of several models, the best first; one that fails is reported and left out."""
+    """Evaluate several models, the best first; a model that fails is reported and left out."""
     results, failed = [], []
     for model, checkpoint in entries:
         name = checkpoint or model
-        one = argparse.Namespace(**{**vars(args), 'model': model, 'checkpoint': checkpoint})
+        one = replaced(args, model=model, checkpoint=checkpoint)
         try:
             measured = measure_with_retry(one, build(one, explicit, is_one_of_several=True))
         except KeyboardInterrupt:
             _logger.warning('Interrupted at %s', name)
             break
-        except Exception as error:  # whatever it is, the others must not be lost
+        except Exception as error:  # the other models must be evaluated whatever it is
             _logger.error('%s failed to validate: %s', name, error)
             failed.append(name)
             continue
@@ -143,7 +144,7 @@ def validate_all(
 
 
 def measure_with_retry(args: argparse.Namespace, candidate: Candidate) -> list[dict[str, Any]]:
-    """``measure`` with smaller and smaller batches, which are of one GPU, until one fits into memory."""
+    """Evaluate with smaller batches (per GPU) until one fits into memory."""
     batch_size = args.batch_size
     while True:
         if torch.cuda.is_available():
@@ -158,7 +159,7 @@ def measure_with_retry(args: argparse.Namespace, candidate: Candidate) -> list[d
 
 
 def measure(args: argparse.Namespace, candidate: Candidate, batch_size: int) -> list[dict[str, Any]]:
-    """Evaluate all branches on all images and show what came out."""
+    """Evaluate all branches on all images and print the results."""
     utils.random_seed(args.seed)
     rows, dataset, data_config = candidate.branches.rows, candidate.dataset, candidate.data_config
     loader = build_loader(args, dataset, data_config, candidate.patch_size, batch_size)
@@ -166,7 +167,7 @@ def measure(args: argparse.Namespace, candidate: Candidate, batch_size: int) -> 
     num_batches = -(-len(dataset) // batch_size) or None  # a stream may not know its length
     metrics = evaluate(
         partial(predict, args, candidate), torch.tensor(mu), loader, device=torch.device(args.device),
-        autocast=autocast(args), channels_last=args.channels_last, dtype=model_dtype(args),
+        autocast=autocast(args), channels_last=args.channels_last, dtype=dtype_of(args.model_dtype) or torch.float32,
         meters=build_meters(args, dataset, candidate.num_classes),
         on_batch=lambda batch: log_batch(batch, num_batches, args.log_freq))
     if num_skipped := dataset.take_num_skipped() if isinstance(dataset, SkippingDataset) else 0:
@@ -183,7 +184,7 @@ def predict(
         candidate: Candidate,
         images: torch.Tensor | dict[str, torch.Tensor],
 ) -> torch.Tensor:
-    """Logits of every branch, ``[N, B, K]``; with ``--valid-labels`` those of the data's classes."""
+    """Logits of every branch, ``[N, B, K]``; with ``--valid-labels`` of the data's classes alone."""
     with compilation_errors(args):
         sizes = candidate.branches.sizes or [None] * len(candidate.branches.models)
         logits = torch.cat([branch_logits(model, resize(images, size))
@@ -192,7 +193,7 @@ def predict(
 
 
 def autocast(args: argparse.Namespace) -> Callable:
-    """Mixed precision of the forward pass, if it is asked for."""
+    """Mixed precision of the forward pass, as the flags say."""
     if not args.amp:
         return nullcontext
     return partial(torch.autocast, torch.device(args.device).type, getattr(torch, args.amp_dtype))

@@ -1,4 +1,7 @@
-"""What validate.py refuses before any work: ranges, missing packages and files, flags that exclude each other."""
+"""Checks of validate.py before any work: flags that exclude each other, missing packages and files.
+
+Nothing in this file changes an argument.
+"""
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,17 +9,11 @@ from pathlib import Path
 import timm
 import torch
 
-from ..cli.checks import check_common, check_dataset_flags, check_model, dataset_kind, flag
+from ..cli.checks import check_common, check_model, dataset_kind, flag, warn
 from ..data.datasets import check_split
 
-_AT_LEAST = {'num_gpu': 1, 'num_samples': 1, 'naflex_max_seq_len': 1, 'crop_border_pixels': 0}
-_ONE_OF = {
-    'model_dtype': (None, 'float32', 'float16', 'bfloat16'),
-    # nvfuser, which timm names too, has left TorchScript before the oldest torch that is supported.
-    'fuser': ('', 'te', 'old', 'legacy'),
-}
 _COMPILERS = ('torchscript', 'torchcompile', 'aot_autograd')
-# A flag, what it needs at least one of, where it would else be ignored.
+# Flag -> the flags of which it needs at least one to have an effect.
 _NEEDS = {
     'amp_dtype': ('amp',),
     'torchcompile_mode': ('torchcompile',),
@@ -25,7 +22,7 @@ _NEEDS = {
     'use_ema': ('checkpoint',),
     'results_format': ('results_file',),
 }
-# A flag, and what it makes impossible or would ignore.
+# Flag -> the flags that it excludes.
 _EXCLUDES = {
     'checkpoint': ('pretrained',),
     'valid_labels': ('real_labels',),
@@ -36,42 +33,26 @@ _EXCLUDES = {
 
 
 def check_validate(args: argparse.Namespace, explicit: set[str], entries: list[tuple[str, str]]) -> None:
-    """All that validate.py refuses before any work. Raises ``ValueError``.
+    """Check the resolved arguments of validate.py, and warn of flags without effect. Raises ``ValueError``.
 
     Args:
         entries: Models and checkpoints that the command line names, see ``list_entries``.
     """
-    model = args.model
-    args.model = entries[0][0]
-    check_common(args, explicit)
-    args.model = model
     for name, _ in entries:
         check_model(name)
-    _check_values(args)
+    check_common(args, explicit)
     _check_combinations(args, explicit)
     _check_compilation(args)
     _check_packages(args)
     _check_files(args)
     _check_device(args)
-    check_dataset_flags(args)
     check_split(args.dataset, args.data_dir, args.split, allow_no_split=True)
-
-
-def _check_values(args: argparse.Namespace) -> None:
-    for name, least in _AT_LEAST.items():
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f'{flag(name)} must be at least {least}, got {value}')
-    for name, choices in _ONE_OF.items():
-        value = getattr(args, name)
-        if value not in choices:
-            raise ValueError(f"{flag(name)} must be one of {', '.join(map(str, filter(None, choices)))}, got {value!r}")
 
 
 def _check_combinations(args: argparse.Namespace, explicit: set[str]) -> None:
     for name, needed in _NEEDS.items():
         if name in explicit and getattr(args, name) and not any(getattr(args, other) for other in needed):
-            raise ValueError(f"{flag(name)} has no effect without {' or '.join(map(flag, needed))}")
+            warn(f"{flag(name)} has no effect without {' or '.join(map(flag, needed))}")
     for name, excluded in _EXCLUDES.items():
         for other in excluded if getattr(args, name) else ():
             if getattr(args, other) not in (None, False, ''):
@@ -79,7 +60,7 @@ def _check_combinations(args: argparse.Namespace, explicit: set[str]) -> None:
     if args.amp and args.model_dtype not in (None, 'float32'):
         raise ValueError(f'--amp needs a model in float32; leave out --amp or --model-dtype {args.model_dtype}')
     if args.fast_norm and not timm.layers.fast_norm.has_apex and (not args.amp or args.torchscript):
-        raise ValueError('--fast-norm has no effect without --amp, nor with --torchscript')
+        warn('--fast-norm has no effect without --amp, nor with --torchscript')
     if args.tf_preprocessing and dataset_kind(args.dataset, args.data_dir) not in ('a folder', 'a tar file'):
         raise ValueError(f'--tf-preprocessing reads the bytes of images in a folder, not {args.dataset}')
 
@@ -96,7 +77,8 @@ def _check_compilation(args: argparse.Namespace) -> None:
     if args.torchcompile_mode is None:
         return
     if args.torchcompile != 'inductor':
-        raise ValueError(f'--torchcompile-mode has no effect on the backend {args.torchcompile}')
+        warn(f'--torchcompile-mode has no effect on the backend {args.torchcompile}')
+        return
     modes = list(torch._inductor.list_mode_options())
     if args.torchcompile_mode not in modes:
         raise ValueError(f"--torchcompile-mode must be one of {', '.join(modes)}, got '{args.torchcompile_mode}'")
@@ -122,15 +104,15 @@ def _check_files(args: argparse.Namespace) -> None:
 
 
 def read_valid_labels(path: str) -> list[int]:
-    """Class indices, one a line.
+    """Read class indices, one per line.
 
     Raises:
-        ValueError: A line is no index, or an index comes twice.
+        ValueError: A line is not an index, or an index occurs twice.
     """
     lines = [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
     for line in lines:
         if not line.isdecimal():
-            raise ValueError(f"'{path}' must hold a class index a line, not '{line}'")
+            raise ValueError(f"'{path}' must hold one class index per line, not '{line}'")
     labels = [int(line) for line in lines]
     if not labels or len(set(labels)) < len(labels):
         raise ValueError(f"'{path}' holds {'a class index twice' if labels else 'no class index'}")

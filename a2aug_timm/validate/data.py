@@ -1,4 +1,4 @@
-"""The images that validate.py measures on: data set, loader, and labels that replace or narrow the data's own."""
+"""Images of an evaluation: data set, loader, and labels that replace or narrow the labels of the data."""
 import argparse
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from timm.models import NaFlexVit
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from ..cli.resolve import dtype_of
 from ..data.datasets import create_dataset, names_of_classes
 from ..data.skipping import SkippingDataset
 from ..engine.meters import PrecisionRecallF1, RealLabels
@@ -17,7 +18,7 @@ from .checks import read_valid_labels
 
 
 def build_dataset(args: argparse.Namespace, data_config: dict[str, Any], label_names: list[str] | None) -> Dataset:
-    """The images, those that do not decode left out where that can be: in a stream the reader decides.
+    """Open the images; images that do not decode are skipped, except in a stream.
 
     Raises:
         ValueError: The data is not there, or has classes that are not in ``label_names``.
@@ -48,23 +49,19 @@ def build_loader(
         patch_size: tuple[int, int] | None,
         batch_size: int,
 ) -> Any:
-    """timm's loader of a data set, of patches of this size with ``--naflex-loader``."""
+    """Build timm's loader of a data set; with ``--naflex-loader``, of patches of this size."""
     names = ('interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
     common = dict(
         batch_size=batch_size, use_prefetcher=not args.no_prefetcher, num_workers=args.workers,
-        pin_memory=args.pin_mem, device=torch.device(args.device), img_dtype=model_dtype(args),
-        crop_border_pixels=args.crop_border_pixels, **{name: data_config[name] for name in names})
+        pin_memory=args.pin_mem, device=torch.device(args.device),
+        img_dtype=dtype_of(args.model_dtype) or torch.float32, crop_border_pixels=args.crop_border_pixels,
+        **{name: data_config[name] for name in names})
     if not args.naflex_loader:
         return create_loader(
             dataset, data_config['input_size'], tf_preprocessing=args.tf_preprocessing, **common)
     return create_naflex_loader(
         dataset, channels=data_config['input_size'][0], patch_size=patch_size,
         max_seq_len=args.naflex_max_seq_len, **common)
-
-
-def model_dtype(args: argparse.Namespace) -> torch.dtype:
-    """Dtype of weights and images."""
-    return getattr(torch, args.model_dtype or 'float32')
 
 
 def check_naflex(model: nn.Module, num_branches: int) -> None:
@@ -77,7 +74,7 @@ def check_naflex(model: nn.Module, num_branches: int) -> None:
 
 
 def valid_labels(path: str, num_classes: int) -> list[int] | None:
-    """Classes of the model that the data's classes are, in their order; None if these are the same.
+    """Classes of the model that correspond to the classes of the data, in order; None if they are the same.
 
     Raises:
         ValueError: The model has no such class.
@@ -91,7 +88,7 @@ def valid_labels(path: str, num_classes: int) -> list[int] | None:
 
 
 def check_classes(dataset: Dataset, num_classes: int, valid: list[int] | None) -> None:
-    """Raise ``ValueError`` if the data has classes that the model, or what is left of its logits, does not."""
+    """Raise ``ValueError`` if the data has classes that the model, or its selected logits, do not have."""
     names = names_of_classes(getattr(dataset, 'dataset', dataset))
     if not names:
         return
@@ -102,10 +99,10 @@ def check_classes(dataset: Dataset, num_classes: int, valid: list[int] | None) -
 
 
 def build_meters(args: argparse.Namespace, dataset: Dataset, num_classes: int) -> list[Any]:
-    """Metrics beside the usual ones, as ``engine.evaluate`` takes them.
+    """Build the additional meters of ``evaluate``.
 
     Raises:
-        ValueError: The reassessed labels are not those of these images.
+        ValueError: The reassessed labels do not belong to these images.
     """
     meters = []
     if args.metrics_avg:

@@ -1,4 +1,4 @@
-"""A model made ready to be measured: fused, pooled for larger images, placed, compiled, spread over GPUs."""
+"""Preparation of a model for evaluation: fused, pooled for larger images, placed, compiled, spread over GPUs."""
 import argparse
 import logging
 import warnings
@@ -15,7 +15,7 @@ _logger = logging.getLogger('validate')
 
 
 def set_backends(args: argparse.Namespace) -> None:
-    """Switches of the whole process, for every model that is built from now on."""
+    """Set the switches of the whole process, before any model is built."""
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -26,7 +26,7 @@ def set_backends(args: argparse.Namespace) -> None:
 
 
 def fuse(args: argparse.Namespace, model: nn.Module) -> nn.Module:
-    """A model in eval mode, re-parameterised if that is asked for."""
+    """Put a model in eval mode, and re-parameterise it if asked for."""
     model.eval()
     if args.fast_norm and not any(getattr(module, '_fast_norm', False) for module in model.modules()):
         _logger.warning('--fast-norm changes nothing: %s has no norm layer with a fast form', type(model).__name__)
@@ -40,10 +40,10 @@ def fuse(args: argparse.Namespace, model: nn.Module) -> nn.Module:
 
 
 def pool_at_test_time(model: nn.Module, data_config: dict[str, Any]) -> tuple[nn.Module, bool]:
-    """The model with its classifier applied before pooling, where images are larger than those it was trained on.
+    """Apply the classifier before pooling, where images are larger than in training.
 
     Returns:
-        The model, and whether it is another one than before.
+        The model, and whether it was changed.
 
     Raises:
         ValueError: The network's features or its classifier do not allow it.
@@ -68,7 +68,7 @@ def pool_at_test_time(model: nn.Module, data_config: dict[str, Any]) -> tuple[nn
 
 
 def place(args: argparse.Namespace, model: nn.Module) -> nn.Module:
-    """The model on its device in its dtype and layout, compiled as asked for, on as many GPUs as asked for."""
+    """Place a model on its device, compile it and spread it over GPUs, as the flags say."""
     model = model.to(device=args.device, dtype=getattr(torch, args.model_dtype) if args.model_dtype else None).eval()
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -88,16 +88,16 @@ def place(args: argparse.Namespace, model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Leave out that TorchScript is deprecated, which torch says with every layer."""
+    """Silence the deprecation warning of TorchScript, which torch repeats for every layer."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
 
 
 class FusedByShape(nn.Module):
-    """A network that functorch's AOT autograd fuses anew for each shape of images, for it fixes the shape that it sees.
+    """Network that functorch's AOT autograd fuses once per shape of images, since it fixes the shape that it sees.
 
-    The last batch is smaller than the others more often than not.
+    The last batch is usually smaller than the others.
     """
 
     def __init__(self, model: nn.Module):
@@ -116,7 +116,7 @@ class FusedByShape(nn.Module):
 
 @contextmanager
 def compilation_errors(args: argparse.Namespace) -> Iterator[None]:
-    """Say in one sentence what a backend of ``--torchcompile`` cannot do; it compiles when the first images come."""
+    """Turn an error of the compiler, which runs at the first batch, into ``ValueError``."""
     if not args.torchcompile:
         yield
         return
@@ -128,5 +128,5 @@ def compilation_errors(args: argparse.Namespace) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a compiler says, without the source that it prints."""
+    """First line of a compiler's error, without the source that it prints."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

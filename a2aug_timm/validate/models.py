@@ -1,4 +1,4 @@
-"""What validate.py evaluates: the models that a command line names, each as plain models, one a branch."""
+"""Models of an evaluation: each model that the command line names becomes plain models, one per branch."""
 import argparse
 import os
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch import nn
 
 from ..branches import extract_branch, num_branches_of
 from ..cli.checks import flag
+from ..cli.config import user_error_from
 from ..engine.checkpoint import load_weights, read_checkpoint
 from ..export import build_model, load_branches, read_config, resolve_branches
 
@@ -21,13 +22,13 @@ _NO_IMAGENET_CLASSIFIER = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '
 
 @dataclass
 class Branches:
-    """Models to evaluate on the same images: the branches of a run that are asked for, or one plain model.
+    """Models to evaluate on the same images: the selected branches of a run, or one plain model.
 
-    Args:
-        models: One a branch, all of one architecture, each without branches of its own.
-        rows: What is known of each: ``model``, and of a branch ``branch``, ``policy`` and ``mu``.
-        label_names: Names of the classes, where the checkpoint tells them.
-        num_branches: Branches of the checkpoint, of which ``models`` may be one.
+    Attributes:
+        models: One plain model per branch, all of one architecture.
+        rows: Description of each: ``model``, and for a branch ``branch``, ``policy`` and ``mu``.
+        label_names: Names of the classes, where the checkpoint holds them.
+        num_branches: Number of branches of the checkpoint.
         sizes: Image size of each model, where they differ.
     """
     models: list[nn.Module]
@@ -38,9 +39,9 @@ class Branches:
 
 
 def list_entries(model: str, checkpoint: str) -> tuple[list[tuple[str, str]], bool]:
-    """Pairs of a model's name and a checkpoint (none is empty) to evaluate, and whether several were asked for.
+    """List the pairs of model name and checkpoint (empty for none) to evaluate, and whether several were asked for.
 
-    A folder that was exported is one checkpoint; of any other folder each checkpoint in it is one.
+    An export folder is one checkpoint; any other folder stands for each checkpoint in it.
 
     Raises:
         ValueError: There is no checkpoint in the folder, or the names and checkpoints do not go together.
@@ -67,7 +68,7 @@ def _is_export(folder: Path) -> bool:
 
 
 def _names_of(model: str) -> list[str] | None:
-    """Names that ``all``, a wildcard or a file stands for; None if it is a name itself."""
+    """Model names that ``all``, a wildcard or a file stands for; None for a plain name."""
     if model == 'all':
         return timm.list_models(pretrained=True, exclude_filters=_NO_IMAGENET_CLASSIFIER)
     if ':' in model or timm.is_model(model):  # local-dir: and hf-hub: name one
@@ -86,10 +87,10 @@ def _names_of(model: str) -> list[str] | None:
 
 
 def load(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool = False) -> Branches:
-    """Build and load what ``--model``, ``--checkpoint`` and ``--branch`` name.
+    """Build and load the models that ``--model``, ``--checkpoint`` and ``--branch`` name.
 
     Args:
-        is_one_of_several: A plain model is then its only branch, also where ``--branch all`` is asked for.
+        is_one_of_several: Accept a plain model with ``--branch all``, as its only branch.
 
     Raises:
         ValueError: The checkpoint does not fit what the command line says, or cannot be read.
@@ -122,8 +123,7 @@ def _load_run(
     rows = [{'model': run['config']['architecture'], 'branch': branch,
              'policy': run['policies'][branch] if num_branches == len(run['policies']) else None,
              'mu': run['mu'][branch] if num_branches > 1 else 1.} for branch in branches]
-    # Plain models, at the price of as many copies of the weights, since fusing, scripting or compiling a network
-    # whose norms are chosen from outside would take the norms of one branch for all.
+    # Plain models, since fusing, scripting or compiling a multi-branch network would fix the norms of one branch.
     models = [extract_branch(model, branch) for branch in branches] if num_branches > 1 else [model]
     sizes = _sizes_of(args, explicit, run, branches)
     for row, size in zip(rows, sizes or (), strict=False):
@@ -167,9 +167,12 @@ def _load_plain(
 
 def _create(args: argparse.Namespace, pretrained: bool = False) -> nn.Module:
     in_chans = args.in_chans or (args.input_size[0] if args.input_size else None)
-    return timm.create_model(
-        args.model, pretrained=pretrained, num_classes=args.num_classes, in_chans=in_chans, global_pool=args.gp,
-        **args.model_kwargs)
+    with user_error_from(
+            TypeError, AssertionError, RuntimeError, KeyError, IndexError, AttributeError, ImportError,
+            what=f'--model {args.model}'):
+        return timm.create_model(
+            args.model, pretrained=pretrained, num_classes=args.num_classes, in_chans=in_chans, global_pool=args.gp,
+            **args.model_kwargs)
 
 
 def _refuse_branch(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool) -> None:

@@ -1,4 +1,4 @@
-"""What validate.py says in the end: timm's columns for each branch and the ensemble, on the screen and in a file."""
+"""Results of an evaluation: timm's columns for each branch and the ensemble, printed and written to a file."""
 import csv
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ def describe(
         metrics: list[dict[str, float]],
         common: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Results under timm's names, a dict a branch and one of the ensemble if there are several.
+    """Results under timm's names: one dict per branch, and one for the ensemble of several branches.
 
     Args:
-        rows: What is known of each branch.
-        metrics: Of each branch and the ensemble, as ``engine.evaluate`` returns them.
-        common: Size, preprocessing and source of the model, the same for all where a row does not differ.
+        rows: Description of each branch.
+        metrics: Metrics of each branch and the ensemble, as ``evaluate`` returns them.
+        common: Size, preprocessing and source of the model; a row may override them.
     """
     if len(metrics) > len(rows):
         rows = [*rows, {'model': rows[0]['model'], 'branch': 'ensemble', 'policy': None, 'mu': None}]
@@ -32,7 +32,7 @@ def describe(
 
 
 def write_results(path: Path, results: list[dict[str, Any]] | dict[str, Any], results_format: str) -> None:
-    """Write results as CSV, with the columns of all of them, or as JSON; replaces the file in one step."""
+    """Write results as CSV or JSON; the file is replaced in one step."""
     with atomic_write(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
         if results_format == 'json':
             json.dump(results, file, indent=4)

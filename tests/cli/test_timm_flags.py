@@ -1,4 +1,4 @@
-"""The commands take timm's flags with their types, defaults and choices."""
+"""The commands take timm's flags with their types, defaults and choices; bounds may be stricter than timm's."""
 import csv
 import json
 from pathlib import Path
@@ -16,14 +16,21 @@ def flags_of(name):
 
 
 def held_against(parser, rows):
-    """Rows of timm's flags that a parser lacks or has otherwise."""
+    """Rows of timm's flags that a parser lacks or has otherwise.
+
+    Ours may bound a number, name the choices that timm checks later, and count the values that timm leaves open.
+    """
     actions = {name: action for action in parser._actions for name in action.option_strings or [action.dest]}
     for row in rows:
         for name in row['flags'].split():
             action = actions.get(name)
-            own = action and (
-                type(action).__name__.strip('_').removesuffix('Action'), action.type,
-                '' if action.nargs is None else str(action.nargs), action.default, ' '.join(action.choices or ()))
+            if action is None:
+                yield name, None
+                continue
+            nargs = '+' if row['nargs'] == '+' and isinstance(action.nargs, int) else action.nargs
+            choices = ' '.join(action.choices or ()) if row['choices'] else ''
+            own = (type(action).__name__.strip('_').removesuffix('Action'), getattr(action.type, 'kind', action.type),
+                   '' if nargs is None else str(nargs), action.default, choices)
             if own != (row['action'], TYPES[row['type']], row['nargs'], json.loads(row['default']), row['choices']):
                 yield name, own
 

@@ -61,7 +61,7 @@ def test_a_flag_is_refused_with_branches_if_and_only_if_the_page_says_so(action,
     monkeypatch.setattr('importlib.util.find_spec', lambda name: name)
     if action.dest == 'sync_bn':
         monkeypatch.setattr('torch.cuda.is_available', lambda: True)
-    value = VALUES.get(action.dest, 0.25 if action.type is float else 3)
+    value = VALUES.get(action.dest, 0.25 if getattr(action.type, 'kind', action.type) is float else 3)
     given = [] if action.nargs == 0 else str(value).split() or ['']
     name = action.option_strings[-1:] or []
     together = TOGETHER.get(action.dest, '').split()

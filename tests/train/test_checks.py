@@ -1,34 +1,68 @@
-"""What follows from the flags of a training run, and which of them are refused together."""
+"""Decisions that follow from the flags of a training run, and flags that are refused or warned of."""
+import copy
+
 import pytest
 
 from a2aug_timm import sample_policies
+from a2aug_timm.train.arguments import train_parser
+from a2aug_timm.train.checks import check_train
+from a2aug_timm.train.resolve import resolve
 from tests.commands import checked
 
 
 @pytest.mark.parametrize('argv, words', [
-    (['--bce-sum'], '--bce-sum has no effect without --bce-loss'),
-    (['--train-batch-sizes', '3'], 'no effect without --train-img-sizes'),
-    (['--naflex-max-seq-len', '3'], 'no effect without --naflex-loader'),
-    (['--kd-temperature', '3'], 'no effect without --kd-model-name'), (['--jsd-loss'], 'without --aug-splits'),
-    (['--resplit'], 'no effect without --reprob'), (['--torchcompile-mode', 'x'], 'no effect without --torchcompile'),
+    (['--jsd-loss'], 'add --aug-splits'),
     (['--torchscript', '--torchcompile'], '--torchscript and --torchcompile do not go together'),
     (['--train-img-sizes', '32', '64', '--train-batch-sizes', '3'], 'each of the 2 --train-img-sizes, got 1'),
-    (['--drop-connect', '0.1', '--drop-path', '0.2'], 'do not go together'), (['--aug-splits', '1'], 'splits nothing'),
-    (['--crop-padding', '2'], 'no effect without --train-crop-mode pad'), (['--cutout', '-1'], 'at least 0'),
-    (['--train-crop-mode', 'pad', '--scale', '0.5', '1'], 'no effect with --train-crop-mode pad'),
+    (['--drop-connect', '0.1', '--drop-path', '0.2'], 'the old name of --drop-path'),
+    (['--aug-splits', '1'], 'splits nothing'), (['--train-crop-mode', 'pad', '--no-aug'], 'do not go together'),
     (['--a2aug-branches', '3', '--a2aug-space', 'svhn', '--a2aug-magnitudes', '5'], 'contradicts --a2aug-space svhn'),
     (['--split-bn'], 'needs a batch that is split'), (['--tta', '2'], "timm's loaders repeat none"),
     (['--amp', '--model-dtype', 'bfloat16'], '--amp needs float32'), (['--aug-repeats', '3'], 'several processes'),
     (['--device-modules', 'no_such_module'], "cannot import 'no_such_module'"),
-    (['--epoch-repeats', '2'], 'has no effect on a folder; it is for hfids/, tfds/, wds/'),
-    (['--kd-loss-type', 'mse'], 'must be one of'),
-    (['--kd-model-name', 'resnet51'], "timm has no model 'resnet51'"), (['--fuser', 'x'], '--fuser must be one of'),
+    (['--target-key', 'label'], '--target-key has no effect on a folder; it is for hfds/, hfids/, tfds/, wds/'),
+    (['--kd-model-name', 'resnet51'], "timm has no model 'resnet51'"),
     (['--dataset', 'wds/x', '--train-img-sizes', '32'], 'needs images in any order'),
     (['--aug-splits', '2', '--jsd-loss', '--mixup', '1'], 'takes class indices'),
     (['--aug-splits', '2', '--mixup', '1'], 'needs --no-prefetcher')], ids=lambda value: ' '.join(value)[:40])
-def test_what_would_be_ignored_or_cannot_be_is_refused(argv, words):
-    with pytest.raises(ValueError, match=words.replace('(', r'\(')):
+def test_contradicting_flags_are_refused(argv, words):
+    with pytest.raises(ValueError, match=words):
         checked(['--data-dir', '.', *argv])
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--bce-sum'], '--bce-sum has no effect without --bce-loss'),
+    (['--train-batch-sizes', '3'], '--train-batch-sizes has no effect without --train-img-sizes'),
+    (['--naflex-max-seq-len', '3'], 'no effect without --naflex-loader'),
+    (['--kd-temperature', '3'], 'no effect without --kd-model-name'),
+    (['--resplit'], '--resplit has no effect without --reprob'), (['--remode', 'const'], 'no effect without --reprob'),
+    (['--torchcompile-mode', 'x'], 'no effect without --torchcompile'),
+    (['--amp-dtype', 'bfloat16'], 'no effect without --amp'), (['--clip-mode', 'agc'], 'no effect without --clip-grad'),
+    (['--model-ema-decay', '0.5'], 'no effect without --model-ema'),
+    (['--mixup-mode', 'elem'], 'no effect without --mixup, --cutmix or --cutmix-minmax'),
+    (['--crop-padding', '2'], 'no effect without --train-crop-mode pad'),
+    (['--train-crop-mode', 'pad', '--scale', '0.5', '1'], '--scale has no effect with --train-crop-mode pad'),
+    (['--epoch-repeats', '2'], '--epoch-repeats has no effect on a folder; it is for hfids/, tfds/, wds/')],
+    ids=lambda value: ' '.join(value)[:40])
+def test_a_flag_without_effect_is_warned_of_on_the_first_rank(argv, words, caplog, monkeypatch):
+    checked(['--data-dir', '.', *argv])
+    assert [words in record.message for record in caplog.records] == [True]
+    caplog.clear()
+    monkeypatch.setenv('RANK', '1')
+    checked(['--data-dir', '.', *argv])
+    assert not caplog.records
+
+
+def test_checks_change_no_argument():
+    parser = train_parser()
+    for argv in ([], ['--a2aug-branches', '3', '--a2aug-branch-sizes', '32', '24', '16', '--mixup-mode', 'elem']):
+        args, explicit = parser.parse(['--data-dir', '.', *argv])
+        parsed = copy.deepcopy(vars(args))
+        resolved = resolve(args, explicit)
+        assert vars(args) == parsed
+        before = copy.deepcopy(vars(resolved))
+        check_train(resolved, explicit, parser.changed(resolved))
+        assert vars(resolved) == before
 
 
 def test_wandb_is_asked_for_by_name_where_it_is_missing(monkeypatch):

@@ -17,26 +17,26 @@ import a2aug_timm.validate.__main__ as validate
 from a2aug_timm import MultiBranchNorm
 from a2aug_timm.engine.checkpoint import read_checkpoint
 from a2aug_timm.export import load_branches
-from tests.commands import SMALL, THREE
+from tests.commands import SMALL, THREE, built
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Train and return the folder, the summary's rows, the last checkpoint, and what train.py built."""
+def run(tmp_path):
+    """Train, and return the folder, the rows of the summary, and the last checkpoint."""
     def go(*argv, name='run'):
-        built = {}
-        for part in ('build_task', 'build_loaders', 'build_optimizer'):
-            original = getattr(train, part)
-            monkeypatch.setattr(train, part, lambda *args, _f=original, _n=part: built.setdefault(_n, _f(*args)))
         train.main([*SMALL, '--epochs', '1', '--output', str(tmp_path), '--experiment', name, *map(str, argv)])
-        monkeypatch.undo()
         with open(tmp_path / name / 'summary.csv', encoding='utf-8') as file:
             rows = list(csv.DictReader(file))
         assert all(math.isfinite(float(row['train_loss'])) for row in rows)
-        assert all(float(row.pop('train_seconds')) > 0 for row in rows)  # which no two runs share
+        assert all(float(row.pop('train_seconds')) > 0 for row in rows)  # no two runs share the seconds
         assert (tmp_path / name / 'export' / 'model.safetensors').exists()
-        return tmp_path / name, rows, read_checkpoint(tmp_path / name / 'last.pth.tar'), built
+        return tmp_path / name, rows, read_checkpoint(tmp_path / name / 'last.pth.tar')
     return go
+
+
+def built_small(tmp_path, *argv):
+    """The objects of a short run."""
+    return built([*SMALL, '--epochs', '1', '--output', tmp_path, *argv])
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def teacher(tmp_path):
 
 
 def test_every_norm_can_have_branches_and_the_checkpoint_knows_it(run):
-    folder, _, checkpoint, _ = run(
+    folder, _, checkpoint = run(
         *THREE, '--model', 'test_vit', '--img-size', '32', '--a2aug-norm', 'all', '--opt', 'adamw')
     model = load_branches(checkpoint, 'last')
     assert any(isinstance(module, MultiBranchNorm) for module in model.modules())
@@ -57,7 +57,7 @@ def test_every_norm_can_have_branches_and_the_checkpoint_knows_it(run):
 
 
 def test_branches_of_different_sizes_are_judged_and_exported_at_them(run, tmp_path):
-    folder, rows, checkpoint, _ = run(
+    folder, rows, checkpoint = run(
         *THREE, '--a2aug-branch-sizes', '32', '24', '16', '--a2aug-policies', 'none', 'none', 'v0')
     best = checkpoint['a2aug']['best_branch']
     size = (32, 24, 16)[best]
@@ -77,21 +77,23 @@ def test_branches_of_different_sizes_are_judged_and_exported_at_them(run, tmp_pa
 
 
 def test_separate_networks_take_the_arguments_that_one_takes(run):
-    _, _, checkpoint, _ = run(*THREE, '--model', 'test_vit', '--img-size', '64', '--model-kwargs', 'img_size=64',
+    *_, checkpoint = run(*THREE, '--model', 'test_vit', '--img-size', '64', '--model-kwargs', 'img_size=64',
                               '--a2aug-independent', '--input-size', '1', '64', '64')
     assert checkpoint['a2aug']['own'] == 'network' and checkpoint['a2aug']['data_config']['input_size'] == (1, 64, 64)
 
 
-def test_plain_training_takes_the_policies_that_timm_lacks(run):
+def test_plain_training_takes_the_policies_that_timm_lacks(tmp_path):
     for policy, kind in (('rand-m9-n2-tpublished', RandAugment), ('autoaugment_svhn', AutoAugment)):
-        *_, built = run('--aa', policy, '--cutout', '4', '--train-crop-mode', 'pad', name=kind.__name__)
-        _, transform, *_ = built['build_loaders'][0].dataset.transform.transforms
+        data = built_small(tmp_path, '--aa', policy, '--cutout', '4', '--train-crop-mode', 'pad').data
+        assert len(next(iter(data.train))[0]) == 256
+        _, transform, *_ = data.train.dataset.transform.transforms
         assert type(transform) is kind
 
 
-def test_binary_cross_entropy_is_the_loss_of_every_branch(run):
-    *_, built = run(*THREE, '--bce-loss', '--bce-sum', '--bce-target-thresh', '0.3', '--bce-pos-weight', '2')
-    criterion = built['build_task'].trainable_module.loss.criterion
+def test_binary_cross_entropy_is_the_loss_of_every_branch(tmp_path):
+    training = built_small(tmp_path, *THREE, '--bce-loss', '--bce-sum', '--bce-target-thresh', '0.3',
+                           '--bce-pos-weight', '2').training
+    criterion = training.step.task.trainable_module.loss.criterion
     logits, target = torch.randn(4, 10), torch.tensor([1, 2, 3, 0])
     smoothed = torch.nn.functional.one_hot(target, 10) * 0.9 + 0.01
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -100,21 +102,21 @@ def test_binary_cross_entropy_is_the_loss_of_every_branch(run):
 
 
 def test_half_precision_weights_leave_the_loss_and_mu_in_float32(run):
-    _, _, checkpoint, built = run(
+    *_, checkpoint = run(
         *THREE, '--model-dtype', 'bfloat16', '--grad-checkpointing', '--no-prefetcher', '--channels-last')
     weights = checkpoint['state_dict']
     assert weights['fc.weight'].dtype == torch.bfloat16 and checkpoint['task_state']['mu_logits'].dtype == torch.float32
     # 1,437 images in batches of 256: five updates, each counted once although activations were computed twice.
     assert weights['layer1.0.bn1.branches.1.num_batches_tracked'] == 5
-    assert built['build_task'].get_eval_model().grad_checkpointing
 
 
 @pytest.mark.parametrize('argv', [THREE, [], ['--kd-distill-type', 'feature']], ids=' '.join)
-def test_an_external_teacher_is_added_to_the_loss(run, teacher, argv):
-    _, rows, _, built = run('--kd-model-name', teacher, '--task-loss-weight', '0.3', '--kd-temperature', '2', *argv)
-    names = ['train_kd_0', 'train_kd_2'] if argv is THREE else ['train_kd_loss', 'train_task_loss']
+def test_an_external_teacher_is_added_to_the_loss(run, teacher, tmp_path, argv):
+    argv = ['--kd-model-name', teacher, '--task-loss-weight', '0.3', '--kd-temperature', '2', *argv]
+    _, rows, _ = run(*argv)
+    names = ['train_kd_0', 'train_kd_2'] if '--a2aug-branches' in argv else ['train_kd_loss', 'train_task_loss']
     assert all(float(rows[0][name]) > 0 for name in names)
-    task = built['build_task']
+    task = built_small(tmp_path / 'again', *argv).training.step.task
     assert task.distill_loss_weight == pytest.approx(0.7) and not task.teacher.model.training
     # Images are normalised for the student by what the command line says, for the teacher by its own settings.
     images = torch.full((1, 1, 2, 2), 0.5)
@@ -125,24 +127,27 @@ def test_an_external_teacher_is_added_to_the_loss(run, teacher, argv):
         task.teacher.normalize_input(student, task.student_mean, task.student_std), expected)
 
 
-def test_a_batch_can_have_one_of_several_sizes_and_its_gradient_the_weight_of_its_images(run):
-    *_, built = run(
+def test_a_batch_can_have_one_of_several_sizes_and_its_gradient_the_weight_of_its_images(run, tmp_path):
+    argv = [
         *THREE, '--train-img-sizes', '32', '48', '--train-batch-sizes', '256', '128', '--reprob', '0.5', '--resplit',
-        '--variable-batch-loss-scale', 'sqrt', '--lr', '0', '--lr-base', '0.1')
-    loader = built['build_loaders'][0]
+        '--variable-batch-loss-scale', 'sqrt', '--lr', '0', '--lr-base', '0.1']
+    run(*argv)
+    again = built_small(tmp_path / 'again', *argv)
+    loader, step = again.data.train, again.training.step
     shapes = {(images.shape, len(target)) for images, target in loader}
     assert shapes == {((768, 1, 32, 32), 256), ((384, 1, 48, 48), 128)}
     assert loader.random_erasing.num_splits == 3
-    assert built['build_optimizer'][0].param_groups[0]['initial_lr'] == pytest.approx(0.1 * 192 / 256)
+    assert step.optimizer.param_groups[0]['initial_lr'] == pytest.approx(0.1 * 192 / 256)
+    assert step.loss_scale(256) / step.loss_scale(128) == pytest.approx(2 ** 0.5)
     assert all(transform.policies.policies == loader.dataset.transforms[0].policies.policies
                for transform in loader.dataset.transforms)
 
 
 @pytest.mark.parametrize('prefetcher', [[], ['--no-prefetcher']], ids=['prefetcher', 'none'])
 @pytest.mark.parametrize('branches', [THREE, []], ids=['three', 'one'])
-def test_images_are_padded_and_cropped_and_lose_a_square_after_the_policy(run, branches, prefetcher):
-    *_, built = run(*branches, *prefetcher, '--train-crop-mode', 'pad', '--crop-padding', '3', '--cutout', '8')
-    loader = built['build_loaders'][0]
+def test_images_are_padded_and_cropped_and_lose_a_square_after_the_policy(tmp_path, branches, prefetcher):
+    loader = built_small(tmp_path, *branches, *prefetcher, '--train-crop-mode', 'pad', '--crop-padding', '3',
+                         '--cutout', '8').data.train
     transform = loader.dataset.transform
     crop = (transform.stages[0] if branches else transform).transforms[0].transforms[1]
     assert (crop.padding, tuple(crop.size)) == (3, (32, 32))
@@ -153,8 +158,8 @@ def test_images_are_padded_and_cropped_and_lose_a_square_after_the_policy(run, b
 
 def test_a_compiled_run_is_the_same_run(run):
     argv = [*THREE, '--model-ema', '--model-ema-decay', '0.5', '--mixup', '0.2']
-    _, eager, checkpoint, _ = run(*argv)
-    _, compiled, other, _ = run(*argv, '--torchcompile', 'eager', name='compiled')
+    _, eager, checkpoint = run(*argv)
+    _, compiled, other = run(*argv, '--torchcompile', 'eager', name='compiled')
     assert eager == compiled
     assert all(torch.equal(value, other['state_dict'][key]) for key, value in checkpoint['state_dict'].items())
 
@@ -164,7 +169,7 @@ def test_a_compiled_run_is_the_same_run(run):
     ['--torchscript', '--model-ema'],
     ['--aug-splits', '2', '--split-bn', '--jsd-loss', '--aa', 'rand-m9', '--reprob', '0.5', '--resplit']], ids=' '.join)
 def test_what_timm_makes_of_a_plain_model_is_exported_as_the_plain_model(run, argv):
-    folder, rows, checkpoint, _ = run(*argv)
+    folder, rows, checkpoint = run(*argv)
     model = timm.create_model(f'local-dir:{folder}/export', pretrained=True)
     weights = checkpoint['state_dict_ema' if '--model-ema' in argv else 'state_dict']
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
@@ -180,7 +185,7 @@ def test_recovery_checkpoints_begin_their_epoch_again_and_end_with_it(run, tmp_p
         path, = self.path.glob('recovery-*.pth.tar')
         kept.append((path.name, path.read_bytes()))
     monkeypatch.setattr(train.RunFolder, 'save_recovery', keep)
-    folder, _, _, _ = run(*THREE, '--recovery-interval', '2', '--epochs', '2')
+    folder, *_ = run(*THREE, '--recovery-interval', '2', '--epochs', '2')
     assert [name for name, _ in kept] == [f'recovery-{epoch}-{update}.pth.tar' for epoch in (0, 1) for update in (1, 3)]
     assert not list(folder.glob('recovery-*'))
 
@@ -200,7 +205,7 @@ def test_pictures_of_batches_show_a_row_a_view(run):
 
 
 def test_the_head_starts_as_it_is_told(run):
-    *_, checkpoint, _ = run(*THREE, '--head-init-scale', '0', '--head-init-bias', '-3', '--lr', '1e-12')
+    *_, checkpoint = run(*THREE, '--head-init-scale', '0', '--head-init-bias', '-3', '--lr', '1e-12')
     assert checkpoint['state_dict']['fc.weight'].abs().max() < 1e-6
     torch.testing.assert_close(checkpoint['state_dict']['fc.bias'], torch.full((10,), -3.))
 
@@ -215,7 +220,7 @@ def test_rows_go_to_wandb(run, monkeypatch):
             return type('Run', (), {'log': staticmethod(sent.append)})
     monkeypatch.setitem(__import__('sys').modules, 'wandb', Wandb)
     monkeypatch.setattr('importlib.util.find_spec', lambda name: name)
-    folder, rows, _, _ = run(*THREE, '--log-wandb', '--wandb-project', 'p', '--wandb-tags', 'a', 'b')
+    folder, rows, _ = run(*THREE, '--log-wandb', '--wandb-project', 'p', '--wandb-tags', 'a', 'b')
     assert sent[0]['project'] == 'p' and sent[0]['tags'] == ['a', 'b'] and sent[0]['name'] == folder.name
     assert sent[0]['config']['a2aug_policies'] == yaml.safe_load((folder / 'args.yaml').read_text())['a2aug_policies']
     assert {name: str(value) for name, value in sent[1].items() if name != 'train_seconds'} == rows[0]

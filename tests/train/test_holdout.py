@@ -6,32 +6,27 @@ import pytest
 
 import a2aug_timm.train.__main__ as train
 import a2aug_timm.validate.__main__ as validate
-from tests.commands import SMALL
+from a2aug_timm.train.run import Run
+from tests.commands import SMALL, built
 
 
 @pytest.mark.parametrize('branches', ['1', '2'])
 def test_a_run_chooses_on_images_held_out_and_reports_the_validation_split_once(
         tmp_path, capsys, monkeypatch, branches):
-    built, judged = {}, []
-    original, evaluate = train.build_loaders, train.Run._evaluate
-
-    def build_loaders(*args):
-        built['loaders'] = original(*args)
-        return built['loaders']
+    evaluated = []
+    evaluate = Run._evaluate
 
     def spy(self, predict, mu, loader):
-        judged.append(loader)
+        evaluated.append(len(loader.dataset))
         return evaluate(self, predict, mu, loader)
 
-    monkeypatch.setattr(train, 'build_loaders', build_loaders)
-    monkeypatch.setattr(train.Run, '_evaluate', spy)
-    train.main([*SMALL, '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run', '--a2aug-branches', branches,
-                '--holdout', '100', '--train-subset', '600'])
-    loader, eval_loader, test_loader = built['loaders']
-    parts = [set(loader.dataset.indices), set(eval_loader.dataset.indices)]
+    monkeypatch.setattr(Run, '_evaluate', spy)
+    argv = [*SMALL, '--epochs', '2', '--a2aug-branches', branches, '--holdout', '100', '--train-subset', '600']
+    train.main([*argv, '--output', str(tmp_path), '--experiment', 'run'])
+    data = built([*argv, '--output', tmp_path / 'again']).data
+    parts = [set(data.train.dataset.indices), set(data.eval.dataset.indices)]
     assert len(parts[0]) == 600 and len(parts[1]) == 100 and not parts[0] & parts[1]
-    assert len(test_loader.dataset) == 360
-    assert judged == [eval_loader, eval_loader, test_loader]
+    assert evaluated == [100, 100, 360] and len(data.test.dataset) == 360
     with open(tmp_path / 'run' / 'summary.csv', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
     assert [float(row['train_views']) for row in rows] == [512 * int(branches)] * 2  # the last 88 do not fill a batch

@@ -4,15 +4,11 @@ import sys
 
 import pytest
 import torch
+import yaml
 
-import a2aug_timm.train.__main__ as train
 from a2aug_timm.branches import num_branches_of
-from a2aug_timm.engine.epoch import OptimizerStep
-from a2aug_timm.train.arguments import train_parser
-from a2aug_timm.train.data import build_datasets, build_loaders, build_mixup
-from a2aug_timm.train.model import build_model, init_device
-from a2aug_timm.train.task import build_optimizer, build_task
 from tests import ROOT
+from tests.commands import built
 
 HPARAMS = ROOT / 'hparams'
 FILES = sorted(str(path.relative_to(HPARAMS)) for path in HPARAMS.rglob('*.yaml'))
@@ -41,34 +37,29 @@ def test_every_cell_of_the_papers_tables_has_a_recipe():
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_a_recipe_trains_a_step_on_two_images(name, image_folder):
-    argv = ['-c', str(HPARAMS / name), '--dataset', '', '--data-dir', str(image_folder), '-b', '2', '-j', '0',
+def test_a_recipe_trains_a_step_on_two_images(name, image_folder, tmp_path):
+    argv = ['--dataset', '', '--data-dir', str(image_folder), '-b', '2', '-j', '0',
             '--device', 'cpu']
     if name == 'fashion_mnist_5000.yaml':
         argv += ['--holdout', '8', '--train-subset', '6']
     if name.startswith('imagenet/'):
         argv += ['--a2aug-branch-sizes', '64', '48', '40', '32'] if 'multiscale' in name else ['--img-size', '32']
-    args, checkpoint, _ = train.parse(train_parser(), argv)
-    args.pin_mem = args.amp = False  # both are for a GPU
-    device = init_device(args)
-    model = build_model(args, checkpoint, device)
-    own = 1 if args.a2aug_shared_bn else args.a2aug_branches
-    assert num_branches_of(model) == own
-    data_config = train.resolve_input_data_config(model, vars(args))
-    datasets = build_datasets(args, data_config, model.num_classes)
-    collate, _ = build_mixup(args, data_config, model.num_classes)
-    loader, *_ = build_loaders(args, data_config, model, device, datasets, collate)
-    task = build_task(args, model, data_config, device)
-    optimizer, lr_scheduler, num_epochs = build_optimizer(args, task, loader)
-    assert num_epochs == args.epochs
+    # Pinned memory and mixed precision are for a GPU.
+    recipe = yaml.safe_load((HPARAMS / name).read_text(encoding='utf-8'))
+    config = tmp_path / 'recipe.yaml'
+    config.write_text(yaml.safe_dump({key: value for key, value in recipe.items() if key not in (
+        'pin_mem', 'amp', 'amp_dtype')}), encoding='utf-8')
+    run = built(['-c', config, *argv])
+    args, model, loader, step = run.args, run.model, run.data.train, run.training.step
+    assert num_branches_of(model) == (1 if args.a2aug_shared_bn else args.a2aug_branches)
+    assert run.training.num_epochs == args.epochs
 
     before = [parameter.detach().clone() for parameter in model.parameters()]
     images, target = next(iter(loader))
     assert len(images) == 2 * args.a2aug_branches
-    step = OptimizerStep(task, optimizer, clip_grad=args.clip_grad)
-    for group in optimizer.param_groups:
+    for group in step.optimizer.param_groups:
         group['lr'] = 0.1  # a warm-up may begin at 0
-    task.get_trainable_module().train()
+    step.task.get_trainable_module().train()
     terms = step.accumulate(images, target, 1, need_update=True)
     assert terms['loss'].isfinite() and terms['output'].shape == (2 * args.a2aug_branches, model.num_classes)
     moved = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]

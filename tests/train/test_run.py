@@ -15,7 +15,7 @@ import a2aug_timm.validate.__main__ as validate
 from a2aug_timm import sample_policies
 from a2aug_timm.engine.checkpoint import read_checkpoint
 from tests import ROOT
-from tests.commands import SMALL, THREE, refused, rows_of, run_train
+from tests.commands import SMALL, THREE, built, refused, rows_of, run_train
 
 
 def test_the_quickstart_trains_and_what_it_prints_works(run_script, tmp_path):
@@ -82,44 +82,38 @@ def test_flags_work_with_branches(tmp_path, argv):
     assert ('eval_ensemble_top1' in rows[0]) == ('--val-split' not in argv and '--a2aug-shared-bn' not in argv)
 
 
-def test_flags_reach_what_they_name(tmp_path, monkeypatch):
-    built = {}
-
-    def spy(module, name, key):
-        original = getattr(module, name)
-
-        def call(*args, **kwargs):
-            built[key] = original(*args, **kwargs)
-            built[f'{key} kwargs'] = kwargs
-            return built[key]
-        monkeypatch.setattr(module, name, call)
-
-    spy(train, 'build_task', 'task')
-    spy(train, 'build_loaders', 'loaders')
-    spy(train, 'OptimizerStep', 'step')
-    spy(train, 'train_one_epoch', 'terms')
-    run_train(
-        tmp_path, *THREE, '--a2aug-ensemble-weight', '0.5', '--a2aug-kl-weight', '0.25', '--a2aug-logit-scale', '3',
-        '--a2aug-mu-lr-scale', '5',
-        '--a2aug-loss-reduction', 'mean', '--a2aug-independent-crops', '--smoothing', '0.2', '--reprob', '0.5',
-        '--remode', 'const', '--recount', '2', '--clip-grad', '0.7', '--clip-mode', 'value', '--amp', '--amp-dtype',
-        'bfloat16', '--channels-last', '--grad-accum-steps', '2', '--log-interval', '3', '--hflip', '0.25', '--drop',
-        '0.4')
-    loss, loader = built['task'].trainable_module.loss, built['loaders'][0]
+def test_flags_reach_the_objects_that_they_name(tmp_path):
+    run = built([
+        *SMALL, *THREE, '--output', tmp_path, '--a2aug-ensemble-weight', '0.5', '--a2aug-kl-weight', '0.25',
+        '--a2aug-logit-scale', '3', '--a2aug-mu-lr-scale', '5', '--a2aug-loss-reduction', 'mean',
+        '--a2aug-independent-crops', '--smoothing', '0.2', '--reprob', '0.5', '--remode', 'const', '--recount', '2',
+        '--clip-grad', '0.7', '--clip-mode', 'value', '--amp', '--amp-dtype', 'bfloat16', '--hflip', '0.25', '--drop',
+        '0.4'])
+    step, loader = run.training.step, run.data.train
+    task, optimizer = step.task, step.optimizer
+    loss = task.trainable_module.loss
     assert (loss.ensemble_weight, loss.kl_weight, loss.logit_scale, loss.reduction) == (0.5, 0.25, 3., 'mean')
-    assert loss.logit_norm and loss.criterion.smoothing == 0.2 and built['task'].get_eval_model().drop_rate == 0.4
+    assert loss.logit_norm and loss.criterion.smoothing == 0.2 and task.get_eval_model().drop_rate == 0.4
     assert loader.dataset.transform.independent_crops and loader.random_erasing.probability == 0.5
     assert (loader.random_erasing.mode, loader.random_erasing.max_count) == ('const', 2)
     assert any(getattr(part, 'p', None) == 0.25 for part in loader.dataset.transform.stages[0].transforms)
     assert loader.dataset.transform.stages[1].transforms == []  # no color jitter after the policies
-    assert (built['step'].clip_grad, built['step'].clip_mode) == (0.7, 'value')
-    of_mu, others = ([group['initial_lr'] * group.get('lr_scale', 1) for group in built['step'].optimizer.param_groups
-                      if is_of_mu == any(one is built['task'].mu_logits for one in group['params'])]
+    assert (step.clip_grad, step.clip_mode) == (0.7, 'value')
+    of_mu, others = ([group['initial_lr'] * group.get('lr_scale', 1) for group in optimizer.param_groups
+                      if is_of_mu == any(one is task.mu_logits for one in group['params'])]
                      for is_of_mu in (True, False))
     assert of_mu == [5 * others[0]] and len(set(others)) == 1
-    settings = built['terms kwargs']
-    assert settings['channels_last'] and settings['grad_accum_steps'] == 2 and settings['hooks'].log_interval == 3
-    assert built['step'].autocast.keywords == dict(device_type='cpu', dtype=torch.bfloat16)
+    assert step.autocast.keywords == dict(device_type='cpu', dtype=torch.bfloat16)
+
+
+def test_accumulation_layout_and_log_interval_are_those_of_the_flags(tmp_path, caplog):
+    caplog.set_level('INFO')
+    run = run_train(tmp_path, *THREE, '--grad-accum-steps', '2', '--channels-last', '--log-interval', '2')
+    # 1,437 images in batches of 256 are five batches, so three updates, of which 0 and 2 are logged.
+    assert [record.args[1] for record in caplog.records if record.msg.startswith('Train:')] == [0, 2]
+    model = built([*SMALL, *THREE, '--output', tmp_path / 'again', '--channels-last']).model
+    assert model.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert read_checkpoint(run / 'last.pth.tar')['epoch'] == 0
 
 
 def test_ema_weights_are_what_is_judged_and_exported(tmp_path):

@@ -1,22 +1,22 @@
-"""What timm's flags mean with two branches or more: those that branches refuse, and notes for docs/flags.md.
+"""Meaning of timm's flags with two or more branches: flags that branches refuse, and notes for docs/flags.md.
 
-A flag that stands in neither table means with branches what it means without.
+A flag in neither table has the same meaning with branches as without.
 """
-_NAFLEX = 'patches of many sizes make no view-major batch; train on images, of several sizes with --train-img-sizes'
+_NAFLEX = 'patches of many sizes form no view-major batch; train on images, of several sizes with --train-img-sizes'
 _TEACHER = 'an external teacher teaches the logits of every branch; leave --kd-distill-type at logit'
 
-# Flag -> why it contradicts branches by nature, and what to do instead.
+# Flag -> reason why it contradicts branches, and the alternative.
 REFUSED = {
     'aa': 'give one policy a branch with --a2aug-policies',
     'no_aug': 'branches differ in nothing but augmentation; train with --a2aug-branches 1',
     'color_jitter': 'policies replace it, as --aa does',
     'color_jitter_prob': 'policies replace it, as --aa does',
-    'aug_splits': 'each branch sees a view of its own already; leave it out',
-    'jsd_loss': 'the ensemble teaches all views already; leave it out',
-    'split_bn': 'each branch has batch norm of its own already; leave it out',
+    'aug_splits': 'each branch already sees a view of its own; leave it out',
+    'jsd_loss': 'the ensemble already teaches all views; leave it out',
+    'split_bn': 'each branch already has batch norm of its own; leave it out',
     'torchscript': 'a script cannot choose which branch answers; use --torchcompile',
-    'worker_seeding': 'views are seeded image by image, whichever worker makes them; leave it out',
-    'use_multi_epochs_loader': 'it makes views before their epoch begins; leave it out, workers live on without it',
+    'worker_seeding': 'views are seeded by image, not by worker; leave it out',
+    'use_multi_epochs_loader': 'it makes views before their epoch begins; leave it out, workers persist without it',
     **dict.fromkeys((
         'naflex_loader', 'naflex_train_seq_lens', 'naflex_max_seq_len', 'naflex_patch_sizes',
         'naflex_patch_size_probs', 'naflex_loss_scale', 'naflex_patchify_channels_first'), _NAFLEX),
@@ -24,7 +24,7 @@ REFUSED = {
         'kd_distill_type', 'kd_student_feature_dim', 'kd_teacher_feature_dim', 'kd_token_distill_type'), _TEACHER),
 }
 
-# Flag -> what a user of branches should know of it.
+# Flag -> note for users of branches.
 NOTES = {
     'batch_size': 'images; a step computes N views of each',
     'lr_base_size': 'in images, not views',
@@ -33,9 +33,10 @@ NOTES = {
     'pretrained_path': 'starts all branches',
     'resume': 'model, classes, branches and policies are the checkpoint\'s',
     'num_classes': 'fixed by a resumed checkpoint',
-    'grad_checkpointing': 'batch norm statistics move once a step, but for --a2aug-independent and --a2aug-shared-bn, '
-                          "whose networks are timm's own; --a2aug-sequential saves more, and both go together",
-    'torchcompile': 'network and loss in one graph; evaluation compiles once a branch',
+    'grad_checkpointing': 'batch norm statistics move once per step, except with --a2aug-independent and '
+                          '--a2aug-shared-bn; '
+                          '--a2aug-sequential saves more memory, and both can be combined',
+    'torchcompile': 'network and loss in one graph; evaluation compiles once per branch',
     'model_dtype': 'μ and the loss stay in float32',
     'amp': 'the loss stays in float32',
     'weight_decay': 'none for norms, biases and μ',
@@ -44,9 +45,9 @@ NOTES = {
     'layer_decay': 'a branch\'s norms are in the layer of the norm that they replace; μ is with the head',
     'grayscale_prob': 'after the policy, drawn per view',
     'gaussian_blur_prob': 'after the policy, drawn per view',
-    'scale': 'one crop for all views, or one each with --a2aug-independent-crops',
-    'hflip': 'one draw for all views, or one each with --a2aug-independent-crops',
-    'vflip': 'one draw for all views, or one each with --a2aug-independent-crops',
+    'scale': 'one crop for all views; one per view with --a2aug-independent-crops',
+    'hflip': 'one draw for all views; one per view with --a2aug-independent-crops',
+    'vflip': 'one draw for all views; one per view with --a2aug-independent-crops',
     'aug_repeats': 'the views of every repeat are drawn anew',
     'bce_loss': 'for every branch and the ensemble',
     'smoothing': 'for every branch and the ensemble',
@@ -56,17 +57,17 @@ NOTES = {
     'cutmix': 'as --mixup',
     'bn_momentum': 'of every branch',
     'bn_eps': 'of every branch',
-    'sync_bn': 'over the ranks, a branch at a time',
+    'sync_bn': 'over the ranks, one branch at a time',
     'dist_bn': 'of every branch',
     'model_ema': 'averages all branches and μ',
     'eval_metric': 'also chooses the best branch',
     'train_img_sizes': 'all views of a batch have one size',
     'save_images': 'N rows of views',
-    'log_wandb': 'with a column set a branch',
-    'kd_model_name': 'its loss is added for every branch, on that branch\'s views at full size',
+    'log_wandb': 'with one set of columns per branch',
+    'kd_model_name': 'its loss is added for every branch, on the views of that branch at full size',
     'checkpoint_hist': 'each holds all branches',
-    'tta': '0 or 1; more is refused, without branches too, since timm\'s loaders repeat no image',
+    'tta': '0 or 1; more is refused, also without branches, since timm\'s loaders repeat no image',
     'holdout': 'branch and epoch are chosen on the images held out',
-    'train_subset': 'of what a holdout leaves',
-    'epochs': 'N views of each image in each of them',
+    'train_subset': 'taken from the images that a holdout leaves',
+    'epochs': 'N views of each image per epoch',
 }
