@@ -1,6 +1,6 @@
-"""One network, N sets of norm layers: convert a timm model, select a branch, extract it as a plain model."""
+"""One network, N sets of norm layers: convert a timm model, select or draw branches, extract one as a plain model."""
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -10,25 +10,25 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .multi_branch import MultiBranch, MultiBranchBN, MultiBranchNetwork, MultiBranchNorm
+from .multi_branch import MultiBranch, MultiBranchBN, MultiBranchNetwork, MultiBranchNorm, check_drawn
 
-# ResMLP has Affine where other networks have a norm.
+# ResMLP uses Affine in the place of a norm.
 _NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, Affine)
-# timm's norm layers that are none of torch's, by the modules that define them.
+# timm's own norm layers, by the modules that define them.
 _TIMM_NORMS = {f'timm.layers.{name}' for name in (
     'norm', 'norm_act', 'evo_norm', 'filter_response_norm', 'grn', 'inplace_abn')}
-# Networks of timm whose attention runs over the images of a batch, by these modules: a view would answer for another.
+# timm's networks with attention over the images of a batch, by their modules: one view would affect another.
 _MIX_IMAGES = {'timm.models.csatv2'}
 
 
 def create_branches(create: Callable[[], nn.Module], num_branches: int, own: str = 'bn') -> nn.Module:
-    """A model with N branches, of what ``create`` makes.
+    """A model with N branches, built from the plain models that ``create`` returns.
 
     Args:
-        create: Makes a plain model; called once a branch where they share nothing.
-        num_branches: ``N``; 1 is a plain model.
-        own: What each branch has of its own: ``bn`` (the paper's method), all ``norms``, the whole ``network``, or
-            ``nothing``, which is a plain model too.
+        create: Returns a plain model; called once per branch if the branches share nothing.
+        num_branches: ``N``; 1 gives a plain model.
+        own: The part that each branch has of its own: ``bn`` (the paper's method), all ``norms``, the whole
+            ``network``, or ``nothing``, which gives a plain model too.
 
     Raises:
         ValueError: See ``convert_multi_branch_bn`` and ``convert_multi_branch_norm``.
@@ -43,9 +43,9 @@ def create_branches(create: Callable[[], nn.Module], num_branches: int, own: str
 def convert_multi_branch_bn(model: nn.Module, num_branches: int) -> nn.Module:
     """Replace every batch norm of a model by a ``MultiBranchBN``, in place, and return the model.
 
-    BatchNorm1d/2d/3d, SyncBatchNorm and timm's BatchNormAct2d count; InstanceNorm does not. A layer that the model
-    uses in several places stays shared. What changes the network comes before (``reset_classifier``, resizing) or
-    after ``extract_branch`` (fusing, re-parameterising).
+    BatchNorm1d/2d/3d, SyncBatchNorm and timm's BatchNormAct2d are replaced; InstanceNorm is not. A layer that the model
+    uses in several places stays shared. Change the network itself before the conversion (``reset_classifier``,
+    resizing) or after ``extract_branch`` (fusing, re-parameterising).
 
     Raises:
         ValueError: The model has no batch norm, or has branches already.
@@ -57,10 +57,10 @@ def convert_multi_branch_norm(model: nn.Module, num_branches: int) -> nn.Module:
     """Replace every norm layer of a model, batch norm or not, by a ``MultiBranchNorm``, in place, and return the model.
 
     LayerNorm, GroupNorm, RMSNorm, InstanceNorm, EvoNorm, FilterResponseNorm, GlobalResponseNorm, timm's variants of
-    them and ResMLP's Affine count; layers without parameters and statistics do not, since there is nothing to give each
-    branch.
+    them and ResMLP's Affine are replaced. Layers without parameters and statistics are not, since their copies could
+    not differ.
 
-    Differs from paper: §4.3 gives each branch a batch norm of its own, and no other norm.
+    Differs from paper: §4.3 gives each branch its own batch norm, and no other norm.
 
     Raises:
         ValueError: The model has no norm layer, has branches already, or mixes the images of a batch (CSATv2).
@@ -85,7 +85,7 @@ def _convert(model: nn.Module, num_branches: int, is_norm: Callable[[nn.Module],
     if num_branches_of(converted) == 1:
         norms = sorted({type(m).__name__ for m in model.modules()
                         if 'norm' in type(m).__name__.lower() and not any(m.children())})
-        raise ValueError(f'{type(model).__name__} has no {what} to give each branch its own; its norms are: '
+        raise ValueError(f'{type(model).__name__} has no {what} to copy for each branch; its norms are: '
                          f'{", ".join(norms) or "none"}')
     return converted
 
@@ -96,24 +96,24 @@ def num_branches_of(model: nn.Module) -> int:
 
 
 def share_selection(model: nn.Module) -> None:
-    """Let all modules with branches in a model answer to one ``select_branch``; converting a model does this."""
+    """Let all modules with branches in a model share one selection; converting a model does this."""
     layers = [module for module in model.modules() if isinstance(module, MultiBranch)]
     for layer in layers:
         layer.selection = layers[0].selection
 
 
 def networks_of(model: nn.Module) -> list[nn.Module]:
-    """The networks that a model consists of: N where its branches share nothing, else one, the model itself."""
+    """The networks of a model: N if its branches share nothing, else one, the model itself."""
     return list(model.branches) if isinstance(model, MultiBranchNetwork) else [model]
 
 
 def plain_parameter_names(model: nn.Module) -> dict[str, str]:
-    """Name of each parameter -> its name in the plain model, where each branch's stand for one."""
+    """Name of each parameter -> its name in the plain model; the parameters of all branches have the same."""
     prefixes = {f'{name}.branches.'.lstrip('.'): name for name, module in model.named_modules(remove_duplicate=False)
                 if isinstance(module, MultiBranch)}
 
     def plain(name: str) -> str:
-        # By the wrapper's place, not by its word: HRNet has modules of its own that are named `branches`.
+        # By the place of the wrapper, not by its name: HRNet has modules that are named `branches` too.
         prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
         return name if prefix is None else f'{prefixes[prefix]}.{name[len(prefix):].partition(".")[2]}'.lstrip('.')
 
@@ -121,11 +121,10 @@ def plain_parameter_names(model: nn.Module) -> dict[str, str]:
 
 
 class select_branch:  # noqa: N801, it reads as a function
-    """Select the branch that answers, or None for joint training: from now on, or for a ``with`` block.
+    """Select the branch that every row goes through, or None for joint training: from now on, or in a ``with`` block.
 
-    Called alone it stays; as a context manager it restores what was selected before. A DDP or compiled wrapper
-    around the model does not matter. Of a model that was put together of several converted ones, ``share_selection``
-    makes one.
+    A call alone lasts; a context manager restores the selection before it. The model may be wrapped by DDP or
+    compiled. A model that was built from several converted models needs ``share_selection`` first.
 
     Args:
         model: A model with branches.
@@ -136,9 +135,7 @@ class select_branch:  # noqa: N801, it reads as a function
     """
 
     def __init__(self, model: nn.Module, branch: int | None):
-        layer = next((module for module in model.modules() if isinstance(module, MultiBranch)), None)
-        if layer is None:
-            raise ValueError('the model has no branches; convert it with convert_multi_branch_bn(model, num_branches)')
+        layer = _first_layer(model)
         if branch is not None:
             _check_branch(layer, branch)
         self._selection = layer.selection
@@ -152,24 +149,84 @@ class select_branch:  # noqa: N801, it reads as a function
         self._selection.branch = self._before
 
 
+def draw_branches(model: nn.Module, branches: Sequence[int] | None) -> None:
+    """Draw the branches of the joint batches that follow; None means all.
+
+    Rows ``[i*B, (i+1)*B)`` of a joint batch are the views of the i-th drawn branch. The other branches take no part:
+    their parameters get no gradient and their statistics do not move. With gradient checkpointing, a draw must last
+    until backward is done.
+
+    Args:
+        model: A model with branches; it may be wrapped by DDP or compiled.
+        branches: Indices of the branches, ascending.
+
+    Raises:
+        ValueError: The model has no branches, or the indices are not ascending numbers of its branches.
+    """
+    layer = _first_layer(model)
+    layer.selection.drawn = check_drawn(branches, len(layer.branches))
+
+
+@torch.no_grad()
+def synchronize_branches(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, source: int = 0) -> None:
+    """Copy the parameters, statistics and optimizer state of one branch to all others, in place.
+
+    All branches then continue from the same point, as after the conversion of a plain model (late branches). A model
+    without branches stays as it is.
+
+    Args:
+        model: The model.
+        optimizer: Optimizer of its parameters, if its state must follow.
+        source: Index of the branch to copy.
+
+    Raises:
+        ValueError: The model has no branch with that index.
+    """
+    for layer in [module for module in model.modules() if isinstance(module, MultiBranch)]:
+        _check_branch(layer, source)
+        origin = layer.branches[source]
+        for branch in layer.branches:
+            if branch is origin:
+                continue
+            for own, other in zip(branch.buffers(), origin.buffers(), strict=True):
+                own.copy_(other)
+            for own, other in zip(branch.parameters(), origin.parameters(), strict=True):
+                own.copy_(other)
+                if optimizer is not None:
+                    _copy_state(optimizer, other, own)
+
+
+def _copy_state(optimizer: torch.optim.Optimizer, source: nn.Parameter, target: nn.Parameter) -> None:
+    # timm's Lookahead keeps all state in the optimizer that it wraps.
+    states = getattr(optimizer, '_base_optimizer', optimizer).state
+    if source in states:
+        states[target] = copy.deepcopy(states[source])
+    else:
+        states.pop(target, None)
+
+
 def extract_branch(model: nn.Module, branch: int) -> nn.Module:
-    """A new plain model, as timm built it, with one branch's norms; the source model is untouched.
+    """A new plain model, as timm builds it, with the norms of one branch; the source model does not change.
 
     Raises:
         ValueError: The model has no branches, or no branch with that index.
     """
     model = unwrap_model(model)
-    layer = next((module for module in model.modules() if isinstance(module, MultiBranch)), None)
-    if layer is None:
-        raise ValueError('the model has no branches to extract')
-    _check_branch(layer, branch)
-    # Some models (LeViT, EfficientFormer) cache tensors of the last forward, which deepcopy refuses with their graph.
+    _check_branch(_first_layer(model), branch)
+    # Some models (LeViT, EfficientFormer) cache tensors of the last forward, whose graph deepcopy refuses.
     cached = (value for module in model.modules() for cache in vars(module).values() if isinstance(cache, dict)
               for value in cache.values() if isinstance(value, torch.Tensor) and not value.is_leaf)
     memo = {id(value): value.detach().clone() for value in cached}
     return _replace_modules(
         copy.deepcopy(model, memo), lambda module: isinstance(module, MultiBranch),
         lambda layer: _as_built(layer.branches[branch], layer.branch_class))
+
+
+def _first_layer(model: nn.Module) -> MultiBranch:
+    layer = next((module for module in model.modules() if isinstance(module, MultiBranch)), None)
+    if layer is None:
+        raise ValueError('the model has no branches; convert it with convert_multi_branch_bn(model, num_branches)')
+    return layer
 
 
 def _check_branch(layer: MultiBranch, branch: int) -> None:
@@ -184,7 +241,7 @@ def _as_built(norm: nn.Module, norm_class: type[nn.Module]) -> nn.Module:
     built = norm_class(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     if isinstance(built, BatchNormAct2d):
         built.act, built.drop = norm.act, norm.drop
-    # The very parameters and buffers: their dtype, device and requires_grad come along.
+    # The same parameters and buffers, with their dtype, device and requires_grad.
     built._parameters, built._buffers = norm._parameters, norm._buffers
     return built.train(norm.training)
 
@@ -194,7 +251,7 @@ def _replace_modules(
         is_old: Callable[[nn.Module], bool],
         build: Callable[[nn.Module], nn.Module],
 ) -> nn.Module:
-    """Replace each module that ``is_old``, below and including ``module``, by what ``build`` makes of it, once."""
+    """Replace each module for which ``is_old`` is true, ``module`` included, by the result of ``build``, once."""
     new: dict[nn.Module, nn.Module] = {}
 
     def replacement(child: nn.Module) -> nn.Module:

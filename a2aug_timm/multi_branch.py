@@ -1,6 +1,6 @@
-"""Modules with branches: a norm layer for each in the place of one for all, or a whole network for each."""
+"""Modules with branches: one norm layer per branch, or one whole network per branch."""
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,33 +10,53 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def is_backward() -> bool:
-    """Whether backward runs, and asks again for activations that gradient checkpointing has not kept."""
+    """Whether backward is running, in which gradient checkpointing computes activations again."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-class Selection:
-    """Which branch answers in all modules that share this; None is joint training."""
+def check_drawn(branches: Sequence[int] | None, num_branches: int) -> tuple[int, ...] | None:
+    """The drawn branches as a tuple; None if these are all branches.
 
-    def __init__(self):
+    Raises:
+        ValueError: The branches are not ascending and distinct numbers of branches, or there is none.
+    """
+    if branches is None or list(branches) == list(range(num_branches)):
+        return None
+    if not branches or sorted(set(branches)) != list(branches) or not 0 <= branches[0] <= branches[-1] < num_branches:
+        raise ValueError(f'drawn branches must be ascending and distinct numbers from 0 to {num_branches - 1}, got '
+                         f'{list(branches)}')
+    return tuple(branches)
+
+
+class Selection:
+    """The branches that compute in all modules that share this object.
+
+    Attributes:
+        branch: Branch that every row goes through; None is joint training.
+        drawn: Branches of a joint batch, ascending; None means all.
+    """
+
+    def __init__(self) -> None:
         self.branch: int | None = None
+        self.drawn: tuple[int, ...] | None = None
 
 
 class MultiBranch(nn.Module):
-    """One of N like modules for each augmentation branch.
+    """One of N modules of the same kind for each augmentation branch.
 
-    Joint (no branch selected, training): the batch is view-major, rows ``[i*B, (i+1)*B)`` are view
-    ``i`` of the same ``B`` images and touch branch ``i`` alone. With a branch selected, every row
-    uses it, in training and in eval.
+    Joint (no branch selected, training): the batch is view-major, rows ``[i*B, (i+1)*B)`` are the views of the i-th
+    drawn branch and touch that branch alone; all N branches are drawn unless ``draw_branches`` says otherwise. With a
+    branch selected, every row goes through it, in training and in eval.
 
     Args:
         branches: ``N`` modules, at least 2.
 
     Shape:
-        ``[N*B, …]`` joint, ``[B, …]`` with a branch selected.
+        ``[V*B, …]`` joint with ``V`` drawn branches, ``[B, …]`` with a branch selected.
 
     Raises:
-        ValueError: The joint batch is not a multiple of ``N``; fewer than 2 branches.
-        RuntimeError: Eval without a selected branch; which branch answers must never be a guess.
+        ValueError: The joint batch is not a multiple of ``V``; fewer than 2 branches.
+        RuntimeError: Eval without a selected branch; the module must never guess which branch to use.
     """
 
     def __init__(self, branches: Iterable[nn.Module]):
@@ -45,44 +65,49 @@ class MultiBranch(nn.Module):
         if len(self.branches) < 2:
             raise ValueError(f'a {type(self).__name__} has at least 2 branches, got {len(self.branches)}')
         self.selection = Selection()
-        # What extract_branch() builds again if the branches have become synchronized since.
+        # The class that extract_branch() restores after a conversion to SyncBatchNorm.
         self.branch_class = type(self.branches[0])
         self.training = self.branches[0].training
 
     @property
     def branch(self) -> int | None:
-        """Index of the branch that answers; None is joint training."""
+        """Index of the selected branch; None is joint training."""
         return self.selection.branch
+
+    def drawn_branches(self) -> Sequence[nn.Module]:
+        """The ``V`` modules that a joint batch goes through, in the order of its views."""
+        drawn = self.selection.drawn
+        return self.branches if drawn is None else [self.branches[i] for i in drawn]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         branch = self.selection.branch
         if branch is not None:
             return self.branches[branch](x)
-        num_branches = len(self.branches)
         if not self.training:
-            raise RuntimeError(
-                f'this model has {num_branches} branches; choose one with select_branch(model, i) before eval')
-        if x.shape[0] % num_branches:
+            raise RuntimeError(f'this model has {len(self.branches)} branches; choose one with select_branch(model, i) '
+                               'before eval')
+        drawn = self.drawn_branches()
+        if x.shape[0] % len(drawn):
             raise ValueError(
-                f'a joint batch holds {num_branches} views of each image, but {x.shape[0]} rows are not a multiple')
-        return self._joint(x)
+                f'a joint batch holds {len(drawn)} views of each image, but {x.shape[0]} rows are not a multiple')
+        return drawn[0](x) if len(drawn) == 1 else self._joint(x, drawn)
 
-    def _joint(self, x: torch.Tensor) -> torch.Tensor:
-        views = x.chunk(len(self.branches))
-        return torch.cat([branch(view) for branch, view in zip(self.branches, views, strict=True)])
+    def _joint(self, x: torch.Tensor, drawn: Sequence[nn.Module]) -> torch.Tensor:
+        return torch.cat([branch(view) for branch, view in zip(drawn, x.chunk(len(drawn)), strict=True)])
 
     def extra_repr(self) -> str:
-        return f'branch={self.branch}'
+        drawn = '' if self.selection.drawn is None else f', drawn={self.selection.drawn}'
+        return f'branch={self.branch}{drawn}'
 
 
 class MultiBranchNetwork(MultiBranch):
-    """N separate networks that share nothing, one a branch: "A²-Aug (ind.)", the ablation of Table 5.
+    """N separate networks that share nothing, one per branch: "A²-Aug (ind.)", the ablation of Table 5.
 
     Args:
         networks: ``N`` timm models of one architecture.
 
     Shape:
-        ``[N*B, C, H, W]`` -> logits ``[N*B, K]`` joint, ``[B, C, H, W]`` -> ``[B, K]`` with a branch selected.
+        ``[V*B, C, H, W]`` -> logits ``[V*B, K]`` joint, ``[B, C, H, W]`` -> ``[B, K]`` with a branch selected.
 
     Source: A²-Aug §5.3.
     """
@@ -105,13 +130,12 @@ class MultiBranchNorm(MultiBranch):
     """A norm layer with one complete set of parameters and statistics per augmentation branch.
 
     Args:
-        norm: Layer to branch; deep-copied, so fused activation, statistics and mode come along and
-            all branches start equal.
+        norm: Layer to copy for each branch, with its fused activation, statistics and mode; all branches start equal.
         num_branches: ``N``, at least 2.
 
     Shape:
-        ``[N*B, …]`` joint, ``[B, …]`` with a branch selected; the output has its input's shape. Rows may also be
-        parts of an image (windows, heads), as long as those of one view lie together.
+        ``[V*B, …]`` joint, ``[B, …]`` with a branch selected; the output has the input's shape. Rows may also be
+        parts of an image (windows, heads), as long as the rows of one view are adjacent.
 
     Source: A²-Aug §4.3, Eq. 6.
     """
@@ -121,41 +145,41 @@ class MultiBranchNorm(MultiBranch):
 
 
 class MultiBranchBN(MultiBranchNorm):
-    """``MultiBranchNorm`` of a batch norm, whose statistics a step moves once, also with gradient checkpointing.
+    """``MultiBranchNorm`` of a batch norm, whose statistics move once per step, also with gradient checkpointing.
 
     Shape:
-        ``[N*B, C, H, W]`` joint, ``[B, C, H, W]`` with a branch selected; the output has its input's shape.
-        BatchNorm1d's ``[N*B, C]`` and ``[N*B, C, L]`` likewise.
+        ``[V*B, C, H, W]`` joint, ``[B, C, H, W]`` with a branch selected; the output has the input's shape.
+        BatchNorm1d's ``[V*B, C]`` and ``[V*B, C, L]`` likewise.
     """
 
     def __init__(self, norm: nn.Module, num_branches: int):
         super().__init__(norm, num_branches)
-        # A fused activation without parameters of its own is the same for all branches.
+        # A fused activation without parameters is the same for all branches.
         self.shares_activation = isinstance(norm, BatchNormAct2d) and not any(
             True for module in (norm.act, norm.drop) for _ in module.parameters())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and is_backward():
-            with _frozen_statistics(self.branches if self.branch is None else [self.branches[self.branch]]):
+            with _frozen_statistics(self.drawn_branches() if self.branch is None else [self.branches[self.branch]]):
                 return super().forward(x)
         return super().forward(x)
 
-    def _joint(self, x: torch.Tensor) -> torch.Tensor:
+    def _joint(self, x: torch.Tensor, drawn: Sequence[nn.Module]) -> torch.Tensor:
         if not self.shares_activation:
-            return super()._joint(x)
+            return super()._joint(x, drawn)
         # Activating the whole batch at once keeps one copy of it for backward instead of two.
-        first, views = self.branches[0], x.chunk(len(self.branches))
+        first, views = drawn[0], x.chunk(len(drawn))
         kind = nn.SyncBatchNorm if isinstance(first, nn.SyncBatchNorm) else nn.BatchNorm2d
-        x = torch.cat([kind.forward(norm, view) for norm, view in zip(self.branches, views, strict=True)])
+        x = torch.cat([kind.forward(norm, view) for norm, view in zip(drawn, views, strict=True)])
         return first.act(first.drop(x))
 
 
 @contextmanager
 def _frozen_statistics(norms: Iterable[nn.Module]) -> Iterator[None]:
-    """Let batch norms compute as in training without moving their running statistics."""
+    """Let batch norms compute as in training, but keep their running statistics."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, count in before:
-        # SyncBatchNorm wants to count, so it counts where nobody looks.
+        # SyncBatchNorm needs a counter, so it gets a copy.
         norm.num_batches_tracked = count.clone() if isinstance(norm, nn.SyncBatchNorm) else None
         norm.momentum = 0.
     try:

@@ -1,5 +1,6 @@
-"""A²-Aug as a timm training task: the loop never learns that there are branches."""
+"""A²-Aug as a timm training task, so that the training loop does not know of branches."""
 from collections.abc import Callable, Sequence
+from math import comb
 from typing import Any
 
 import torch
@@ -9,13 +10,21 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .branches import networks_of, plain_parameter_names, share_selection
+from .branches import (
+    draw_branches,
+    networks_of,
+    num_branches_of,
+    plain_parameter_names,
+    share_selection,
+    synchronize_branches,
+)
 from .logits import joint_logits
 from .loss import A2AugLoss, temperature_kl
+from .multi_branch import check_drawn
 
 
 class _A2AugModule(nn.Module):
-    """Network and loss in one module, so that DDP averages μ's gradient and EMA tracks μ."""
+    """Network and loss in one module, so that DDP averages the gradient of μ and EMA tracks μ."""
 
     def __init__(self, model: nn.Module, loss: A2AugLoss, branch_sizes: Sequence[int] | None, sequential: bool):
         super().__init__()
@@ -23,14 +32,21 @@ class _A2AugModule(nn.Module):
         self.loss = loss
         self.branch_sizes = branch_sizes
         self.sequential = sequential
+        self.drawn: tuple[int, ...] | None = None
         share_selection(model)
 
+    def draw_branches(self, branches: Sequence[int] | None) -> None:
+        self.drawn = check_drawn(branches, self.loss.num_branches)
+        if num_branches_of(self.model) > 1:  # not the ablation with shared batch norm
+            draw_branches(self.model, self.drawn)
+
     def forward(self, images: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = joint_logits(self.model, images, self.loss.num_branches, self.branch_sizes, self.sequential)
-        return {**self.loss(logits, target), 'output': logits}
+        logits = joint_logits(
+            self.model, images, self.loss.num_branches, self.branch_sizes, self.sequential, self.drawn)
+        return {**self.loss(logits, target, self.drawn), 'output': logits}
 
     def no_weight_decay(self) -> set[str]:
-        """Patterns of parameters without weight decay: the network's own, and μ."""
+        """Patterns of parameters without weight decay: those of the network, and μ."""
         names = {'loss.mu_logits'}
         for i, network in enumerate(networks := networks_of(self.model)):
             prefix = f'model.branches.{i}' if len(networks) > 1 else 'model'
@@ -38,10 +54,10 @@ class _A2AugModule(nn.Module):
         return names
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """Layer of a parameter for layer-wise learning rates: the network's own; μ is with the head."""
+        """Layer of a parameter for layer-wise learning rates, as the network defines it; μ belongs to the head."""
         network = networks_of(self.model)[0]
         if not hasattr(network, 'group_matcher'):
-            raise ValueError(f'{type(network).__name__} does not tell which layer a parameter is in')
+            raise ValueError(f'{type(network).__name__} does not say which layer a parameter belongs to')
         plain = plain_parameter_names(self.model)
         layers = group_with_matcher(
             ((name, None) for name in plain.values()), network.group_matcher(coarse=coarse), reverse=True)
@@ -53,23 +69,27 @@ class A2AugTask(TrainingTask):
     """Joint training of N branches with A²-Aug's loss.
 
     ``task(images, target)`` takes a view-major batch and returns the dict of ``A2AugLoss`` with the logits as
-    ``output``. μ is trained with the network, averaged under DDP, tracked by EMA, and kept in checkpoints as the
-    task's own state, so that their ``state_dict`` is the network's alone.
+    ``output``. μ is trained with the network, averaged under DDP, tracked by EMA, and stored in checkpoints as the
+    state of the task, so that their ``state_dict`` is that of the network alone.
+
+    Every step trains all branches unless ``draw_branches`` draws ``V`` of them for the next batches.
 
     Args:
         model: Network with ``num_branches`` branches, or a plain one for the ablation with shared batch norm.
-        criterion: Classification loss of ``[B, K]`` logits and targets, returning a scalar.
+        criterion: Classification loss of ``[B, K]`` logits and targets; returns a scalar.
         num_branches: ``N``.
         loss_kwargs: The other arguments of ``A2AugLoss``.
-        branch_sizes: Resolution of each branch, to which its views are resized; the images' own if not given.
+        branch_sizes: Resolution of each branch, to which its views are resized (default: that of the images).
         sequential: Keep the activations of one branch at a time, at the price of a second forward pass for
             all but one.
-        device: Device of the task.
+        num_views: ``V``, the number of branches that a step draws (default: all). DDP and ``compile`` depend on it.
+        starts_late: Some steps draw branch 0 alone, as those of late branches do before their start.
+        device: Device that the model is moved to (default: the model stays on its device).
         dtype: Dtype of the task.
         verbose: Log what timm's tasks log.
 
     Shape:
-        Images ``[N*B, C, H, W]``, targets ``[B]`` or soft ``[B, K]``.
+        Images ``[V*B, C, H, W]``, targets ``[B]`` or soft ``[B, K]``.
 
     Source: A²-Aug §4, Eq. 5; timm ``TrainingTask``.
     """
@@ -83,13 +103,23 @@ class A2AugTask(TrainingTask):
             loss_kwargs: dict[str, Any] | None = None,
             branch_sizes: Sequence[int] | None = None,
             sequential: bool = False,
+            num_views: int | None = None,
+            starts_late: bool = False,
             device: torch.device | None = None,
             dtype: torch.dtype | None = None,
             verbose: bool = True,
     ):
+        if device is None:
+            device = next((parameter.device for parameter in model.parameters()), None)
+        else:
+            model.to(device)
         super().__init__(device=device, dtype=dtype, verbose=verbose)
-        loss = A2AugLoss(num_branches, criterion, **(loss_kwargs or {}))
-        self.trainable_module = _A2AugModule(model, loss, branch_sizes, sequential).to(self.device)
+        loss = A2AugLoss(num_branches, criterion, **(loss_kwargs or {})).to(self.device)
+        self.num_views = num_branches if num_views is None else num_views
+        if not 1 <= self.num_views <= num_branches:
+            raise ValueError(f'a step trains 1 to {num_branches} of {num_branches} branches, got {num_views}')
+        self.starts_late = starts_late
+        self.trainable_module = _A2AugModule(model, loss, branch_sizes, sequential)
 
     def _module(self, ema: bool = False) -> _A2AugModule | None:
         module = self.get_trainable_module(ema=ema)
@@ -97,22 +127,43 @@ class A2AugTask(TrainingTask):
 
     @property
     def mu_logits(self) -> nn.Parameter:
-        """What μ is the softmax of, ``[N]``; a buffer where the ensemble is the average."""
+        """Logits of μ, ``[N]``; a buffer if the ensemble is the average."""
         return self._module().loss.mu_logits
 
     def mu(self, ema: bool = False) -> torch.Tensor:
         """Weights of the branches in the ensemble, ``[N]``, without gradient."""
         return self._module(ema).loss.mu.detach()
 
+    def draw_branches(self, branches: Sequence[int] | None) -> None:
+        """Draw the branches of the batches that follow, ascending; None means all.
+
+        Raises:
+            ValueError: The indices are not ascending numbers of branches.
+        """
+        self._module().draw_branches(branches)
+
+    def synchronize_branches(self, optimizer: torch.optim.Optimizer | None = None, source: int = 0) -> None:
+        """Copy one branch, its EMA and its optimizer state to all other branches, see ``synchronize_branches``."""
+        synchronize_branches(self._module().model, optimizer, source)
+        if self.has_ema():
+            synchronize_branches(self._module(ema=True).model, source=source)
+
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs) -> 'A2AugTask':
+        """Wrap network and loss in DDP, which looks for unused parameters if a step may leave branches out."""
+        if self.num_views < self._module().loss.num_branches or self.starts_late:
+            ddp_kwargs.setdefault('find_unused_parameters', True)
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
     def compile(self, backend: str = 'inductor', mode: str | None = None, **kwargs) -> nn.Module:
-        """Compile network and loss in one graph for training, and the network alone for eval, once a branch."""
-        config = torch._dynamo.config
-        limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'  # torch 2.6's name
-        setattr(config, limit, max(getattr(config, limit), 2 * self._module().loss.num_branches))
+        """Compile network and loss in one graph per set of drawn branches, and for eval the network once per branch."""
+        num_branches, config = self._module().loss.num_branches, torch._dynamo.config
+        num_graphs = comb(num_branches, self.num_views) + self.starts_late + 2 * num_branches
+        # The second of each pair is torch 2.6's name.
+        for names in (('recompile_limit', 'cache_size_limit'),
+                      ('accumulated_recompile_limit', 'accumulated_cache_size_limit')):
+            limit = next(name for name in names if hasattr(config, name))
+            setattr(config, limit, max(getattr(config, limit), num_graphs))
         self.eval_model = torch.compile(self._module().model, backend=backend, mode=mode, **kwargs)
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **kwargs)
         return self.eval_model
@@ -128,7 +179,7 @@ class A2AugTask(TrainingTask):
         module = self._module()
         if not exclude_head:
             return list(module.parameters())
-        # μ is the head of the ensemble: adaptive clipping, relative to its length, would hold it at its zeros.
+        # μ is the head of the ensemble. Adaptive clipping, relative to its length, would keep it at zero.
         return [parameter for network in networks_of(module.model) for parameter in list(network.parameters())[:-2]]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
@@ -144,7 +195,7 @@ class A2AugTask(TrainingTask):
     ) -> None:
         if not state:
             if strict:
-                raise ValueError('the checkpoint holds no μ; it is not one of an A²-Aug run')
+                raise ValueError('the checkpoint has no μ, so it is not from an A²-Aug run')
             return
         module = unwrap_model(module) if module is not None else self._module(ema)
         with torch.no_grad():
@@ -155,18 +206,20 @@ class A2AugTask(TrainingTask):
 
 
 class A2AugDistillationTask(A2AugTask):
-    """``A2AugTask`` with an external teacher, whose softened logits on each view are added to that branch's loss.
+    """``A2AugTask`` with an external teacher, which distills its softened logits of each view into that view's branch.
 
-    The loss is ``task_loss_weight`` times A²-Aug's plus ``distill_loss_weight`` times the teacher's, which is
-    reduced over the branches like A²-Aug's terms and stands in the result as ``kd``, ``[N]``.
+    The loss is ``task_loss_weight`` times that of A²-Aug plus ``distill_loss_weight`` times the distillation loss. The
+    latter is reduced over the drawn branches like the other terms, and is returned as ``kd``, ``[N]``, which is NaN
+    for branches that are not drawn.
 
     Args:
-        model: As for ``A2AugTask``; its ``pretrained_cfg`` says how images are normalised.
-        teacher: Frozen teacher, of as many classes.
-        temperature: Of both softmaxes.
-        distill_loss_weight: 1 if not given, or what ``task_loss_weight`` alone leaves of 1.
-        task_loss_weight: 1 if not given.
-        kwargs: Of ``A2AugTask``.
+        model: As for ``A2AugTask``; its ``pretrained_cfg`` has the normalisation of the images.
+        teacher: Frozen teacher with the same number of classes.
+        temperature: Temperature of both softmaxes.
+        distill_loss_weight: Weight of the distillation loss (default: 1, or 1 minus ``task_loss_weight`` if only that
+            is given).
+        task_loss_weight: Weight of A²-Aug's loss (default: 1).
+        kwargs: The arguments of ``A2AugTask``.
 
     Source: Hinton et al. 2015; timm ``LogitDistillationTask``, whose weights and temperature mean the same.
     """
@@ -205,9 +258,9 @@ class A2AugDistillationTask(A2AugTask):
         terms = super().forward(input, target)
         with torch.no_grad():
             teacher = self.teacher(self.teacher.normalize_input(input, self.student_mean, self.student_std))
-        loss = self._module().loss
+        module = self._module()
+        loss, num_views = module.loss, module.loss.num_branches if module.drawn is None else len(module.drawn)
         kd = temperature_kl(
-            terms['output'].unflatten(0, (loss.num_branches, -1)), teacher.unflatten(0, (loss.num_branches, -1)),
-            self.temperature)
+            terms['output'].unflatten(0, (num_views, -1)), teacher.unflatten(0, (num_views, -1)), self.temperature)
         total = self.task_loss_weight * terms['loss'] + self.distill_loss_weight * loss.reduce(kd)
-        return {**terms, 'loss': total, 'kd': kd}
+        return {**terms, 'loss': total, 'kd': loss.spread(kd, module.drawn)}

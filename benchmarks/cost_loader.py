@@ -10,10 +10,11 @@ import torch
 from cost_table import Line, compare
 from PIL import Image
 from timm.data import AugMixDataset, create_dataset, create_loader
+from torchvision.transforms import Compose
 
 from a2aug_timm import MultiPolicyRandAugment
 from a2aug_timm.data.opencv_ops import array_to_tensor
-from a2aug_timm.data.views import MultiViewDataset, ViewTransform, collate_views
+from a2aug_timm.data.views import BranchTransform, MultiViewDataset, ViewTransform, collate_views
 
 POLICY = 'rand-m9-n2-p1.0'
 NUM_IMAGES, BATCH, NUM_VIEWS = 384, 32, 3
@@ -72,11 +73,12 @@ def _views(args: Any, folder: Path, backend: str) -> Any:
     dataset = MultiViewDataset(_images(folder), 'RGB')
     loader = _loader(args, dataset, num_aug_splits=NUM_VIEWS, collate_fn=collate_views, auto_augment=None,
                      color_jitter=None)
-    base, after_policy, to_tensor = dataset.transform
+    base, _, to_tensor = dataset.transform
     policies = MultiPolicyRandAugment(
         [POLICY] * NUM_VIEWS, interpolation='bilinear', allow_equal=True, op_backend=backend)
-    dataset.transform = ViewTransform(
-        (base, after_policy, array_to_tensor if backend == 'opencv' else to_tensor), policies)
+    if backend == 'opencv':
+        base, to_tensor = Compose([base, np.asarray]), array_to_tensor
+    dataset.transform = ViewTransform(base, [BranchTransform(policy) for policy in policies.transforms], to_tensor)
     return loader
 
 

@@ -1,11 +1,11 @@
-"""Cutout: one square of each image is hidden."""
+"""Cutout: hide one square of each image."""
 import torch
 
 
 class Cutout:
-    """Set one square of each normalised image to 0, the mean of the data; the part beyond the border is lost.
+    """Set one square of each normalised image to 0, the mean of the data; the square is clipped at the border.
 
-    The centre is uniform over the image, drawn for each image (so for each view) apart.
+    The centre is uniform over the image and is drawn separately for each image, and so for each view.
 
     Args:
         length: Side of the square in pixels.
@@ -13,7 +13,7 @@ class Cutout:
     Shape:
         ``[B, C, H, W]`` or ``[C, H, W]``, the same out.
 
-    Source: DeVries & Taylor 2017 (arXiv 1708.04552); AutoAugment's code has it last, after normalisation.
+    Source: DeVries & Taylor 2017 (arXiv 1708.04552); AutoAugment's code applies it last, after normalisation.
     """
 
     def __init__(self, length: int):
@@ -28,7 +28,7 @@ class Cutout:
         return batch.masked_fill(hidden, 0.).view_as(images)
 
     def _hidden(self, num_images: int, size: int, device: torch.device) -> torch.Tensor:
-        """Which of ``size`` positions the square covers in each image, ``[B, size]``."""
+        """Mask of the ``size`` positions that the square covers in each image, ``[B, size]``."""
         start = torch.randint(size, (num_images, 1), device=device) - self.length // 2
         position = torch.arange(size, device=device)
         return (position >= start) & (position < start + self.length)

@@ -1,4 +1,4 @@
-"""Class-balanced parts of the training images: held out to choose on, or all that is trained on."""
+"""Class-balanced parts of the training images: a holdout for the choice of the branch, or a subset to train on."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,21 +7,21 @@ from torch.utils.data import Dataset
 
 
 def hold_out(targets: Sequence[int], size: int | float) -> tuple[list[int], list[int]]:
-    """Part images in two, each with the classes in the proportions of the whole.
+    """Split the images into two parts, each with the class proportions of the whole.
 
-    The draw is the same in every run and on every rank, so that runs of other seeds are judged on the same images.
+    The split is the same in every run and on every rank, so runs with different seeds are judged on the same images.
 
     Args:
         targets: Class of each image.
-        size: Number of images to hold out, or below 1 their share.
+        size: Number of images to hold out; below 1, their share.
 
     Returns:
-        Indices that remain for training, and those held out, both ascending.
+        Indices of the images for training and of those held out, both ascending.
 
     Raises:
-        ValueError: Nothing would be held out, or some class would have no image left for training.
+        ValueError: No image would be held out, or a class would have no image left for training.
 
-    Source: AutoAugment (arXiv:1805.09501) holds 5,000 of CIFAR's training images out; the paper chooses on its
+    Source: AutoAugment (arXiv:1805.09501) holds out 5,000 of CIFAR's training images; the paper chooses on its
     validation images.
     """
     targets = np.asarray(targets)
@@ -35,15 +35,15 @@ def hold_out(targets: Sequence[int], size: int | float) -> tuple[list[int], list
 
 
 def take_subset(targets: Sequence[int], size: int | float, indices: Sequence[int] | None = None) -> list[int]:
-    """Part of the images, with the classes in the proportions of the whole; the same in every run, as a holdout is.
+    """Indices of a part of the images with the class proportions of the whole, the same in every run.
 
     Args:
         targets: Class of each image.
-        size: Number of images to take, or below 1 their share.
-        indices: The images that there are to take from; all if not given.
+        size: Number of images to take; below 1, their share.
+        indices: Subset of indices to take from (default: all).
 
     Raises:
-        ValueError: There are not as many, or some class would have none.
+        ValueError: There are not enough images, or a class would have none.
     """
     indices = np.arange(len(targets)) if indices is None else np.asarray(indices)
     targets = np.asarray(targets)[indices]
@@ -65,7 +65,7 @@ def _draw(targets: np.ndarray, size: int) -> np.ndarray:
     labels, counts = np.unique(targets, return_counts=True)
     exact = counts * size / len(targets)
     quotas = exact.astype(int)
-    # What rounding down has left goes to the largest remainders.
+    # The largest remainders get the images that rounding down has left.
     for i in np.argsort(quotas - exact, kind='stable')[:size - quotas.sum()]:
         quotas[i] += 1
     generator = np.random.default_rng(0)
@@ -76,19 +76,19 @@ def _draw(targets: np.ndarray, size: int) -> np.ndarray:
 
 
 def targets_of(dataset: Dataset) -> list[int]:
-    """Class of each image of a map-style data set, without decoding any.
+    """Class of each image of a map-style data set, read without decoding images.
 
     Raises:
-        ValueError: The data set does not tell.
+        ValueError: The data set has no list of them.
     """
     if isinstance(dataset, ImageDataset):
         reader = dataset.reader
-        if hasattr(reader, 'label_key'):  # of Hugging Face's data sets
+        if hasattr(reader, 'label_key'):  # a data set of Hugging Face
             return list(reader.dataset[reader.label_key])
         targets = getattr(reader, 'targets', None)
         return [sample[1] for sample in reader.samples] if targets is None else list(targets)
-    for name in ('targets', 'labels', '_labels'):  # torchvision's data sets differ
+    for name in ('targets', 'labels', '_labels'):  # torchvision's data sets use different names
         if hasattr(dataset, name):
             return [int(target) for target in getattr(dataset, name)]
-    raise ValueError(f'{type(dataset).__name__} does not tell the classes of its images, which a class-balanced '
-                     'part of them needs')
+    raise ValueError(f'{type(dataset).__name__} has no list of the classes of its images, which a class-balanced part '
+                     'of them needs')

@@ -1,4 +1,4 @@
-"""timm's mixup and cutmix where one draw of λ, box and partner holds for all views of an image."""
+"""timm's mixup and cutmix with one draw of λ, box and partner for all views of an image."""
 from collections.abc import Sequence
 from multiprocessing import get_context
 from typing import Any
@@ -8,7 +8,7 @@ from timm.data import FastCollateMixup, Mixup
 
 
 class CollateMixup(FastCollateMixup):
-    """timm's mixup in the collate, with a switch that workers which already run obey too."""
+    """timm's mixup in the collate, with a switch that also reaches workers that are already running."""
 
     def __init__(self, **kwargs: Any):
         self._enabled = get_context('spawn').Value('b', 1)
@@ -26,10 +26,10 @@ class CollateMixup(FastCollateMixup):
 class CollateMixedViews(CollateMixup):
     """``collate_views`` with mixup.
 
-    The views are stacked as channels, where one draw of timm's reaches all of them.
+    The views are stacked as channels, so that one draw of timm's mixup applies to all of them.
 
     Shape:
-        Items of N views ``[C, H, W]`` -> ``[N*B, C, H, W]``, view-major, and soft targets ``[B, K]``.
+        Items of V views ``[C, H, W]`` -> ``[V*B, C, H, W]``, view-major, and soft targets ``[B, K]``.
     """
 
     def __call__(
@@ -43,9 +43,17 @@ class CollateMixedViews(CollateMixup):
 
 
 class MixupOfViews:
-    """timm's mixup of a batch on its device: view-major ``[N*B, C, H, W]`` and ``[B]`` -> the same and ``[B, K]``."""
+    """timm's mixup of a view-major batch on its device, with one draw for all views of an image.
 
-    def __init__(self, num_views: int, **kwargs: Any):
+    Args:
+        num_views: Number of views per image; None takes it from each batch, for runs in which it changes.
+        kwargs: The arguments of timm's ``Mixup``.
+
+    Shape:
+        ``[V*B, C, H, W]`` and targets ``[B]`` -> the same shape and soft targets ``[B, K]``.
+    """
+
+    def __init__(self, num_views: int | None = None, **kwargs: Any):
         self.num_views = num_views
         self.mixup = Mixup(**kwargs)
 
@@ -58,11 +66,12 @@ class MixupOfViews:
         self.mixup.mixup_enabled = enabled
 
     def __call__(self, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        images = images.unflatten(0, (self.num_views, -1)).transpose(0, 1).flatten(1, 2)
+        num_views = self.num_views or len(images) // len(target)
+        images = images.unflatten(0, (num_views, -1)).transpose(0, 1).flatten(1, 2)
         images, target = self.mixup(images, target)
-        return _view_major(images, self.num_views), target
+        return _view_major(images, num_views), target
 
 
 def _view_major(images: torch.Tensor, num_views: int) -> torch.Tensor:
-    """``[B, N*C, H, W]`` -> ``[N*B, C, H, W]``."""
+    """``[B, V*C, H, W]`` -> ``[V*B, C, H, W]``."""
     return images.unflatten(1, (num_views, -1)).transpose(0, 1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""A data set that steps over images which do not decode."""
+"""A data set that skips images that cannot be decoded."""
 import logging
 from collections.abc import Sequence
 from multiprocessing import get_context
@@ -11,23 +11,23 @@ from torch.utils.data import Dataset
 _logger = logging.getLogger(__name__)
 
 _MAX_CONSECUTIVE_FAILURES = 10
-# What Pillow's readers raise for files that are damaged, or that open to too many pixels.
+# What Pillow raises for damaged files and for images of too many pixels.
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class SkippingDataset(Dataset):
-    """A map-style timm or torchvision dataset that steps over images which do not decode.
+    """A map-style timm or torchvision data set that skips images that cannot be decoded.
 
-    An image that fails is reported by path, counted, and replaced by the next one. Setting ``transform`` (timm's
-    ``create_loader`` does) sets what is applied to the decoded Pillow image.
+    The path of a broken image is logged, the image is counted, and the next image takes its place. ``transform``,
+    which timm's ``create_loader`` sets, is applied to the decoded Pillow image.
 
     Args:
-        dataset: Any map-style dataset of ``(Pillow image, target)``; its own transform is taken off.
-        image_mode: Pillow mode that every image is converted to, ``RGB`` or ``L``; None leaves it as it is.
-        indices: The images of it that count; all if not given.
+        dataset: Map-style data set of ``(Pillow image, target)``; its own transform is removed.
+        image_mode: Pillow mode that every image is converted to, ``RGB`` or ``L``; None leaves the mode unchanged.
+        indices: Subset of indices to use (default: all).
 
     Raises:
-        RuntimeError: 10 images in a row do not decode.
+        RuntimeError: 10 images in a row cannot be decoded.
     """
 
     def __init__(self, dataset: Dataset, image_mode: str | None = None, indices: Sequence[int] | None = None):
@@ -36,7 +36,7 @@ class SkippingDataset(Dataset):
         self.indices = range(len(dataset)) if indices is None else indices
         self.transform = dataset.transform
         dataset.transform = None
-        # A spawn lock is the one that workers can inherit under either start method.
+        # Workers can inherit a spawn lock under either start method.
         self._num_skipped = get_context('spawn').Value('q', 0)
 
     def take_num_skipped(self) -> int:
@@ -54,7 +54,7 @@ class SkippingDataset(Dataset):
 
     def _load(self, index: int) -> tuple[Image.Image, Any]:
         if not 0 <= index < len(self):
-            raise IndexError(index)  # which also ends an iteration
+            raise IndexError(index)  # which also ends an iteration over the data set
         for candidate in range(index, index + _MAX_CONSECUTIVE_FAILURES):
             candidate = self.indices[candidate % len(self)]
             try:
@@ -63,14 +63,14 @@ class SkippingDataset(Dataset):
                 _logger.warning('Skipped %s: %s', self._path(candidate), error)
                 with self._num_skipped.get_lock():
                     self._num_skipped.value += 1
-        raise RuntimeError(f'{_MAX_CONSECUTIVE_FAILURES} images in a row do not decode, beginning with '
+        raise RuntimeError(f'{_MAX_CONSECUTIVE_FAILURES} images in a row cannot be decoded, beginning with '
                            f'{self._path(self.indices[index])}')
 
     def _decode(self, index: int) -> tuple[Image.Image, Any]:
         if not isinstance(self.dataset, ImageDataset):
             image, target = self.dataset[index]
             return _converted(image, self.image_mode), target
-        # ImageDataset skips broken images itself but names only their index, so its reader is asked directly.
+        # ImageDataset skips broken images itself but logs their index only, so this uses its reader directly.
         file, target = self.dataset.reader[index][:2]
         with file:
             image = Image.open(file)
@@ -85,7 +85,7 @@ class SkippingDataset(Dataset):
 
 
 def _converted(image: Image.Image, mode: str | None) -> Image.Image:
-    """The decoded image in a mode; ``convert`` would copy one that has it already."""
+    """The decoded image in a mode, without the copy that ``convert`` makes of an image that already has it."""
     if mode in (None, image.mode):
         image.load()
         return image

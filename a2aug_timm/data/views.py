@@ -1,4 +1,4 @@
-"""N views of each image in one view-major batch: datasets, collate and seeding for timm's loader."""
+"""Views of each image in one view-major batch: data sets, collate and seeding for timm's loader."""
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -12,61 +12,83 @@ from PIL import Image
 from timm.data import IterableImageDataset
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
-from .policies import MultiPolicyRandAugment
+from .draw import BranchDraw, DrawnIndex
+from .policies import identity
 from .skipping import SkippingDataset
 
 
 class SeededImage(NamedTuple):
-    """A decoded image and the key that all random draws of its views are seeded with."""
+    """A decoded image, the key that seeds all random draws of its views, and the branches to make views for.
+
+    ``branches`` is ascending; None means all of them.
+    """
     image: Image.Image
     key: str
+    branches: tuple[int, ...] | None = None
+
+
+class BranchTransform(NamedTuple):
+    """The part of an image's transform that belongs to one branch: its policy, then what follows the policy."""
+    policy: Callable
+    after: Callable = identity
 
 
 class ViewTransform:
-    """N views of one image: the base transform, then each policy, then the transform to a tensor.
+    """One view of an image per branch: the base transform, the branch's own part, then the transform to a tensor.
+
+    Views of branches that are not drawn are not computed. The base transform draws its random numbers first, then the
+    policies in ascending order of their branches, then what follows the policies, view by view.
 
     Args:
-        stages: timm's three: base, what follows the policies, and to tensor.
-        policies: The N fixed candidate policies.
-        independent_crops: Give each view a base transform (crop, flip) of its own instead of one shared draw.
+        base: Transform of the decoded image that all views share (crop, flip).
+        branches: The part of each of the N branches.
+        to_tensor: Transform of each view to a tensor.
+        independent_crops: Give each view its own draw of the base transform instead of one shared draw.
 
     Source: A²-Aug §4.2.
     """
 
     def __init__(
             self,
-            stages: Sequence[Callable],
-            policies: MultiPolicyRandAugment,
+            base: Callable,
+            branches: Sequence[BranchTransform],
+            to_tensor: Callable,
             independent_crops: bool = False,
     ):
-        self.stages = tuple(stages)
-        self.policies = policies
+        self.base = base
+        self.branches = tuple(branches)
+        self.to_tensor = to_tensor
         self.independent_crops = independent_crops
 
     def __call__(self, seeded: SeededImage) -> tuple[Any, ...]:
-        base, after_policy, to_tensor = self.stages
+        drawn = self.branches if seeded.branches is None else [self.branches[i] for i in seeded.branches]
         with _seeded(seeded.key):
             if self.independent_crops:
-                views = tuple(transform(base(seeded.image)) for transform in self.policies.transforms)
+                views = [branch.policy(self.base(seeded.image)) for branch in drawn]
             else:
-                views = self.policies(base(seeded.image))
-            return tuple(to_tensor(after_policy(view)) for view in views)
+                image = self.base(seeded.image)
+                views = [branch.policy(image) for branch in drawn]
+            return tuple(self.to_tensor(branch.after(view)) for branch, view in zip(drawn, views, strict=True))
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.base}, {list(self.branches)}, {self.to_tensor})'
 
 
 class MultiViewDataset(SkippingDataset):
-    """N views of each image of a data set.
+    """Views of each image of a map-style data set, one per branch.
 
     An item is ``((view_1, …, view_N), target)``. It depends on ``(seed, epoch, index)`` alone, not on the worker
-    that makes it, so a resumed run sees what an uninterrupted one would have seen. ``transform`` is a
-    ``ViewTransform``; without one an item is ``(SeededImage, target)``, for a transform that follows.
+    that makes it, so a resumed run sees what an uninterrupted run would have seen. A ``DrawnIndex`` in the place of an
+    index gives the views of its branches alone. ``transform`` is a ``ViewTransform``; without one an item is
+    ``(SeededImage, target)``, for a transform that is applied later.
 
     Args:
-        dataset: Map-style dataset of ``(Pillow image, target)``.
-        image_mode: Pillow mode that every image is converted to; None leaves it as it is.
-        indices: The images of it that count; all if not given.
-        seed: Seed of all random draws. Ranks share it: they differ in the indices that they are given.
-        repeats: The sampler gives an index several times an epoch. Each time is drawn anew, by the worker's count of
-            items, so ranks need seeds of their own.
+        dataset: Map-style data set of ``(Pillow image, target)``.
+        image_mode: Pillow mode that every image is converted to; None leaves the mode unchanged.
+        indices: Subset of indices to use (default: all).
+        seed: Seed of all random draws. All ranks share it, since they get different indices.
+        repeats: The sampler gives an index several times per epoch. Each time is drawn anew, by the worker's count of
+            items, so each rank needs its own seed.
     """
 
     def __init__(
@@ -84,27 +106,28 @@ class MultiViewDataset(SkippingDataset):
         self._counted = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Select the draws of an epoch, in this process and in workers that already run."""
+        """Select the draws of an epoch, in this process and in workers that are already running."""
         self._epoch.value = epoch
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int | DrawnIndex) -> tuple[Any, Any]:
+        index, branches = index if isinstance(index, DrawnIndex) else (index, None)
         image, target = self._load(index)
         epoch = self._epoch.value
         key = f'{self.seed}/{epoch}/{index}'
         if self.repeats:
             self._counted = (epoch, self._counted[1] + 1 if self._counted[0] == epoch else 1)
             key += f'/{_worker_id()}/{self._counted[1]}'
-        seeded = SeededImage(image, key)
+        seeded = SeededImage(image, key, branches)
         return seeded if self.transform is None else self.transform(seeded), target
 
 
 class MultiViewStream(IterableDataset):
-    """N views of each image of a stream, as ``MultiViewDataset`` of a map-style data set.
+    """Views of each image of a stream, as ``MultiViewDataset`` makes them of a map-style data set.
 
-    An item depends on seed, epoch, worker and its number in the worker's part of the stream.
+    An item depends on the seed, the epoch, the worker and the item's number in the worker's part of the stream.
 
     Args:
-        dataset: timm's dataset of a ``wds/``, ``tfds/`` or ``hfids/`` stream.
+        dataset: timm's data set of a ``wds/``, ``tfds/`` or ``hfids/`` stream.
         seed: Seed of all random draws; each rank needs its own.
     """
 
@@ -112,10 +135,11 @@ class MultiViewStream(IterableDataset):
         self.dataset = dataset
         self.seed = seed
         self.transform: ViewTransform | None = None
+        self.draw: BranchDraw | None = None  # set by draw_batches(); the same for all steps of an epoch
         self._epoch = get_context('spawn').Value('q', 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Select the draws of an epoch, in this process and in workers that already run."""
+        """Select the draws of an epoch, in this process and in workers that are already running."""
         self._epoch.value = epoch
         self.dataset.set_epoch(epoch)
 
@@ -124,8 +148,9 @@ class MultiViewStream(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         epoch, worker = self._epoch.value, _worker_id()
+        branches = None if self.draw is None else self.draw.branches(epoch, step=0, num_steps=1)
         for number, (image, target) in enumerate(self.dataset):
-            yield self.transform(SeededImage(image, f'{self.seed}/{epoch}/{worker}/{number}')), target
+            yield self.transform(SeededImage(image, f'{self.seed}/{epoch}/{worker}/{number}', branches)), target
 
 
 def _worker_id() -> int:
@@ -137,7 +162,7 @@ def _worker_id() -> int:
 def _seeded(key: str) -> Iterator[None]:
     """Seed the three global generators that timm's and torchvision's transforms draw from.
 
-    Without workers they are also the generators of the training process, which gets them back as they were.
+    Without workers these are the generators of the training process, whose state is restored afterwards.
     """
     in_worker = get_worker_info() is not None
     before = None if in_worker else (random.getstate(), np.random.get_state(), torch.get_rng_state())
@@ -156,10 +181,10 @@ def _seeded(key: str) -> Iterator[None]:
 
 
 def collate_views(batch: Sequence[tuple[tuple[torch.Tensor, ...], Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack items of N views into a view-major batch, ``[N*B, C, H, W]``, and their targets, ``[B]``.
+    """Stack items of V views into a view-major batch, ``[V*B, C, H, W]``, and their targets, ``[B]``.
 
-    Rows ``[i*B, (i+1)*B)`` are view ``i`` of the ``B`` images. Each view is written once, in a worker straight
-    into shared memory.
+    Rows ``[i*B, (i+1)*B)`` are view ``i`` of the ``B`` images, that of the i-th drawn branch. Each view is written
+    once, in a worker directly into shared memory.
     """
     num_views = len(batch[0][0])
     images = default_collate([views[i] for i in range(num_views) for views, _ in batch])
@@ -167,7 +192,7 @@ def collate_views(batch: Sequence[tuple[tuple[torch.Tensor, ...], Any]]) -> tupl
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell data set and sampler of a loader, where they want to know, which epoch begins."""
+    """Tell the data set and the samplers of a loader which epoch begins, where they have a ``set_epoch``."""
     for name in ('dataset', 'batch_sampler', 'sampler'):
         if hasattr(part := getattr(loader, name, None), 'set_epoch'):
             part.set_epoch(epoch)

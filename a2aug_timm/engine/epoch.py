@@ -134,13 +134,20 @@ class Update(NamedTuple):
 
 @dataclass
 class Hooks:
-    """What is called during an epoch: ``on_update`` after every update; ``on_recovery`` with the number of one after
-    which the parameters are good to keep, never with an interval of 0. The loss is read at log steps alone.
+    """Functions to call during an epoch.
+
+    Attributes:
+        on_update: Called after every update.
+        log_interval: Updates between two log steps; the loss is read at these alone.
+        on_recovery: Called with the number of an update after which the parameters are safe to store.
+        recovery_interval: Updates between two such calls; 0 means none.
+        on_batch: Called with the number of each batch within the epoch, before the task computes the batch.
     """
     on_update: Callable[[Update], None] = lambda _: None
     log_interval: int = 50
     on_recovery: Callable[[int], None] = lambda _: None
     recovery_interval: int = 0
+    on_batch: Callable[[int], None] = lambda _: None
 
 
 def train_one_epoch(
@@ -179,6 +186,7 @@ def train_one_epoch(
         images, target = to_device(images, target, device, channels_last, dtype)
         if mix is not None:
             images, target = to_device(*mix(images, target), device, channels_last, dtype)  # mixing loses the layout
+        hooks.on_batch(batch)
         terms = step.accumulate(images, target, accum_steps, need_update)
         averages.update({name: value for name, value in terms.items() if name != 'output'}, len(target))
         guard.update(terms['loss'], update)

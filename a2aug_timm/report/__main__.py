@@ -9,9 +9,9 @@ from torchvision.transforms import CenterCrop, Compose, Resize
 
 from ..cli.config import StrictParser
 from ..data.datasets import create_dataset, is_stream
-from ..data.policies import MultiPolicyRandAugment
+from ..data.policies import MultiPolicyRandAugment, identity
 from ..data.skipping import SkippingDataset
-from ..data.views import SeededImage, ViewTransform
+from ..data.views import BranchTransform, SeededImage, ViewTransform
 from ..engine.checkpoint import atomic_write
 from ..train.arguments import train_parser
 from . import RunRecord, read_run
@@ -72,8 +72,9 @@ def sample_views(run: RunRecord) -> tuple[list[list[Image.Image]], list[str]]:
     middle = Compose([Resize(size), CenterCrop(size)])
     chosen = [middle(images[i * len(images) // NUM_IMAGES][0]) for i in range(min(NUM_IMAGES, len(images)))]
     mean = args.mean or [0.5] * (3 if mode == 'RGB' else 1)
-    transform = ViewTransform([Compose([])] * 3, MultiPolicyRandAugment(
-        run.policies, size, mean, args.train_interpolation, args.color_jitter, allow_equal=True))
+    policies = MultiPolicyRandAugment(
+        run.policies, size, mean, args.train_interpolation, args.color_jitter, allow_equal=True)
+    transform = ViewTransform(identity, [BranchTransform(policy) for policy in policies.transforms], identity)
     views = [transform(SeededImage(image, f'{args.seed}/{i}')) for i, image in enumerate(chosen)]
     return [chosen, *map(list, zip(*views, strict=True))], ['image', *run.policies]
 

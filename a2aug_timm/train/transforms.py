@@ -3,13 +3,14 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import Compose, RandomCrop, Resize
 
 from ..data.cutout import Cutout
 from ..data.policies import MultiPolicyRandAugment, create_policy, is_known_to_timm
-from ..data.views import ViewTransform
+from ..data.views import BranchTransform, ViewTransform
 
 
 def build_transforms(args: argparse.Namespace, data_config: dict[str, Any]) -> list[Callable]:
@@ -77,13 +78,16 @@ def _with_policies(
         **kwargs)
     if args.a2aug_op_backend == 'opencv':
         stages = _from_arrays(stages, is_uint8=not args.no_prefetcher)
-    return ViewTransform(stages, policies, args.a2aug_independent_crops)
+    base, after_policy, to_tensor = stages
+    branches = [BranchTransform(policy, after_policy) for policy in policies.transforms]
+    return ViewTransform(base, branches, to_tensor, args.a2aug_independent_crops)
 
 
 def _from_arrays(stages: Sequence[Callable], is_uint8: bool) -> Sequence[Callable]:
     """timm's three stages for policies that give arrays, which become images only where a later stage needs one."""
     from ..data.opencv_ops import array_to_tensor  # OpenCV is an extra
     base, after_policy, to_tensor = stages
+    base = Compose([base, np.asarray])  # once for all policies
     if is_uint8 and not after_policy.transforms and len(to_tensor.transforms) == 1:
         return base, after_policy, Compose([array_to_tensor])
     return base, Compose([Image.fromarray, *after_policy.transforms]), to_tensor

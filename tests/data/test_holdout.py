@@ -45,7 +45,7 @@ def test_classes_are_read_without_decoding(image_folder):
     folder = create_dataset('', root=str(image_folder), split='train')
     assert targets_of(folder) == [target for _, target in SkippingDataset(folder)]
     assert targets_of(DigitsDataset())[:3] == [DigitsDataset()[i][1] for i in range(3)]
-    with pytest.raises(ValueError, match='TensorDataset does not tell'):
+    with pytest.raises(ValueError, match='TensorDataset has no list'):
         targets_of(TensorDataset(torch.zeros(1)))
 
 

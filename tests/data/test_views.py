@@ -1,4 +1,5 @@
 """Views: order, shared crops, seeding that no worker changes, and broken images."""
+import hashlib
 import logging
 import random
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from a2aug_timm import MultiPolicyRandAugment, sample_policies
 from a2aug_timm.data.skipping import SkippingDataset
 from a2aug_timm.data.views import (
+    BranchTransform,
     MultiViewDataset,
     MultiViewStream,
     SeededImage,
@@ -51,8 +53,12 @@ def jitter(image):
 
 
 def views_of(dataset, policies, base=jitter, **kwargs):
-    dataset.transform = ViewTransform((base, same, to_pixels), policies, **kwargs)
+    dataset.transform = ViewTransform(base, branches_of(policies), to_pixels, **kwargs)
     return dataset
+
+
+def branches_of(policies, after=same):
+    return [BranchTransform(policy, after) for policy in policies.transforms]
 
 
 class Shifts(MultiPolicyRandAugment):
@@ -121,7 +127,9 @@ def test_timms_loader_crops_erases_and_normalises_every_view(image_folder, prefe
         dataset, (3, 16, 16), batch_size=8, is_training=True, num_aug_splits=2, collate_fn=collate_views,
         color_jitter=None, num_workers=0, use_prefetcher=prefetcher, device=torch.device('cpu'), re_prob=1.,
         re_mode='const', mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    dataset.transform = ViewTransform(dataset.transform, MultiPolicyRandAugment(UNTOUCHED, img_size=16))
+    base, after, to_tensor = dataset.transform
+    dataset.transform = ViewTransform(
+        base, branches_of(MultiPolicyRandAugment(UNTOUCHED, img_size=16), after), to_tensor)
     images, targets = next(iter(loader))
     assert images.shape == (16, 3, 16, 16) and images.dtype == torch.float32 and targets.shape == (8,)
     first, second = images.chunk(2)
@@ -194,7 +202,7 @@ def test_views_can_wait_for_a_transform_that_the_loader_chooses():
     dataset = MultiViewDataset(Squares(), seed=5)
     seeded, target = dataset[2]
     assert isinstance(seeded, SeededImage) and target == 2
-    transform = ViewTransform((jitter, same, to_pixels), MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,)))
+    transform = ViewTransform(jitter, branches_of(MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,))), to_pixels)
     dataset.transform = transform
     assert torch.equal(transform(seeded)[0], dataset[2][0][0])
 
@@ -231,3 +239,24 @@ def test_a_stream_has_views_that_depend_on_seed_epoch_and_place():
         assert images.shape == (24, 8, 8) and torch.equal(images, batches(workers))
         assert torch.equal(images.view(4, 2, 3, 8, 8)[:, 0], images.view(4, 2, 3, 8, 8)[:, 1])
         assert not torch.equal(images, batches(workers, epoch=1)) and not torch.equal(images, batches(workers, seed=1))
+
+
+@pytest.mark.parametrize('independent_crops', [False, True])
+@pytest.mark.parametrize('branches', [None, (0, 1, 2), (1,), (0, 2)])
+def test_random_numbers_are_drawn_policy_by_policy_and_then_view_by_view(branches, independent_crops):
+    policies = [BranchTransform(lambda image, i=i: (*image, i, random.random()), then_draw) for i in range(3)]
+    transform = ViewTransform(lambda image: (image, random.random()), policies, then_draw, independent_crops)
+    views = transform(SeededImage('image', 'key', branches))
+
+    # The order of draws that all runs so far have been made with.
+    random.seed(hashlib.sha256(b'key').digest())
+    expected, base = [], ('image', random.random())
+    for number, branch in enumerate(branches or range(3)):
+        if independent_crops and number:
+            base = ('image', random.random())
+        expected.append((*base, branch, random.random()))
+    assert views == tuple((*view, random.random(), random.random()) for view in expected)
+
+
+def then_draw(view):
+    return (*view, random.random())

@@ -85,6 +85,23 @@ def test_vector_terms_are_reported_one_by_one():
     assert averages.read() == pytest.approx({'ce_0': 3., 'ce_1': 6.})
 
 
+def test_values_that_a_batch_does_not_have_are_left_out_of_their_means():
+    averages, nan = Averages(), float('nan')
+    for ce, ensemble, count in (([1., nan, nan], nan, 2), ([4., 8., nan], 3., 1), ([nan, 2., nan], 6., 4)):
+        averages.update({'ce': torch.tensor(ce), 'ensemble_ce': torch.tensor(ensemble), 'loss': torch.ones(())}, count)
+    assert averages.read() == pytest.approx(
+        {'ce_0': (2 * 1 + 4) / 3, 'ce_1': (8 + 4 * 2) / 5, 'ensemble_ce': (3 + 4 * 6) / 5, 'loss': 1.})
+
+
+def test_each_batch_is_announced_before_it_is_computed():
+    order, task = [], linear_task()
+    compute = task.forward
+    task.forward = lambda images, target: order.append('computed') or compute(images, target)
+    step = OptimizerStep(task, torch.optim.SGD(task.parameters(), lr=0.1))
+    train_one_epoch(step, data(3), epoch=0, device=CPU, grad_accum_steps=2, hooks=Hooks(on_batch=order.append))
+    assert order == [0, 'computed', 1, 'computed', 2, 'computed']
+
+
 class Padded(list):
     """Batches of a rank whose sampler repeats images after its own."""
 

@@ -9,6 +9,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from a2aug_timm import A2AugLoss, MultiPolicyRandAugment, convert_multi_branch_bn
+from a2aug_timm.loss import distillation_kl, ensemble_logits, teacher_scale
 
 N, B, K = 3, 5, 7
 
@@ -20,16 +21,17 @@ def log_softmax(x):
 
 def reference(logits, target, mu_logits, *, kl_weight, ensemble_weight, logit_norm, logit_scale, reduction,
               teacher=None):
-    """Eq. 5, 7 and 8 in NumPy float64. ``teacher`` stands in for Q_ens in the KL terms."""
-    logits = np.asarray(logits, dtype=np.float64).reshape(N, B, K)
+    """Eq. 5, 7 and 8 in NumPy float64 for as many views as there are weights; ``teacher`` replaces Q_ens in the KL."""
+    num_views = len(mu_logits)
+    logits = np.asarray(logits, dtype=np.float64).reshape(num_views, B, K)
     soft = np.eye(K)[target] if np.ndim(target) == 1 else np.asarray(target, dtype=np.float64)
     weights = np.exp(mu_logits) / np.exp(mu_logits).sum()
-    ensemble = sum(weights[i] * logits[i] for i in range(N))
-    ce = np.array([-(soft * log_softmax(logits[i])).sum(-1).mean() for i in range(N)])
+    ensemble = sum(weights[i] * logits[i] for i in range(num_views))
+    ce = np.array([-(soft * log_softmax(logits[i])).sum(-1).mean() for i in range(num_views)])
     ensemble_ce = -(soft * log_softmax(ensemble)).sum(-1).mean()
     teacher = ensemble if teacher is None else teacher
     kl = []
-    for i in range(N):
+    for i in range(num_views):
         t, s = teacher, logits[i]
         if logit_norm:
             norm = np.linalg.norm(teacher, axis=-1, keepdims=True)
@@ -109,6 +111,76 @@ def test_logit_gradients_are_those_of_a_fixed_teacher_and_mu_alone_moves_by_the_
         logits.grad.numpy(), numeric_gradient(of_logits, logits.detach().numpy()), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(loss.mu_logits.grad.numpy(), numeric_gradient(of_mu, mu_logits), rtol=1e-5, atol=1e-7)
     assert loss.mu_logits.grad.abs().min() > 1e-5
+
+
+@pytest.mark.parametrize('reduction', ['sum', 'mean'])
+@pytest.mark.parametrize('drawn', [(0, 1), (0, 2), (1, 2)])
+def test_terms_and_gradients_of_drawn_views_are_those_of_the_formula_over_them(drawn, reduction):
+    logits, target = 3 * torch.randn(len(drawn) * B, K, dtype=torch.float64), torch.randint(K, (B,))
+    options = settings(kl_weight=0.7, ensemble_weight=1.3, reduction=reduction)
+    loss = build(**options)
+    logits.requires_grad_()
+    result = loss(logits, target, drawn)
+    result['loss'].backward()
+    places, mu_logits = list(drawn), loss.mu_logits.detach().numpy()
+    expected = reference(logits.detach().numpy(), target.numpy(), mu_logits[places], **options)
+    for name in ('loss', 'ensemble_ce'):
+        np.testing.assert_allclose(result[name].item(), expected[name], rtol=1e-9)
+    for name in ('ce', 'kl'):
+        full = np.full(N, np.nan)
+        full[places] = expected[name]
+        np.testing.assert_allclose(result[name].detach().numpy(), full, rtol=1e-9)
+
+    def of_logits(values):
+        terms = reference(values, target.numpy(), mu_logits[places], **{**options, 'ensemble_weight': 0.},
+                          teacher=expected['ensemble'])
+        return terms['loss']
+
+    def of_mu(values):
+        return 1.3 * reference(
+            logits.detach().numpy(), target.numpy(), values[places], **options)['ensemble_ce']
+
+    np.testing.assert_allclose(
+        logits.grad.numpy(), numeric_gradient(of_logits, logits.detach().numpy()), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(loss.mu_logits.grad.numpy(), numeric_gradient(of_mu, mu_logits), rtol=1e-5, atol=1e-7)
+    undrawn = set(range(N)) - set(drawn)
+    assert all(loss.mu_logits.grad[i] == 0 for i in undrawn) and loss.mu_logits.grad[places].abs().min() > 1e-6
+
+
+@pytest.mark.parametrize('reduction', ['sum', 'mean'])
+@pytest.mark.parametrize('drawn', range(N))
+def test_the_loss_of_one_view_is_its_cross_entropy_alone(drawn, reduction):
+    logits, target = torch.randn(B, K, requires_grad=True), torch.randint(K, (B,))
+    loss = A2AugLoss(N, nn.CrossEntropyLoss(), reduction=reduction)
+    result = loss(logits, target, (drawn,))
+    expected = nn.functional.cross_entropy(logits, target)
+    assert torch.equal(result['loss'], expected) and torch.equal(result['ce'][drawn], expected)
+    assert result['ce'].isnan().sum() == N - 1 and result['kl'].isnan().all() and result['ensemble_ce'].isnan()
+    result['loss'].backward()
+    assert loss.mu_logits.grad is None and logits.grad.isfinite().all()
+
+
+def test_without_a_draw_every_bit_is_that_of_the_published_formula():
+    logits, target = torch.randn(N * B, K, requires_grad=True), torch.randint(K, (B,))
+    results = []
+    for branches in (None, (0, 1, 2)):
+        loss = A2AugLoss(N, nn.CrossEntropyLoss(), kl_weight=0.7)
+        results.append(loss(logits, target, branches))
+        results[-1]['grads'] = torch.autograd.grad(results[-1]['loss'], [logits, loss.mu_logits])
+    mu_logits = torch.zeros(N, requires_grad=True)
+    views = logits.unflatten(0, (N, B))
+    teacher = ensemble_logits(views.detach(), mu_logits.softmax(0))
+    ce = torch.stack([nn.functional.cross_entropy(view, target) for view in views])
+    kl = distillation_kl(views, teacher, teacher_scale(teacher.detach(), 'capped'))
+    ensemble_ce = nn.functional.cross_entropy(teacher, target)
+    total = ce.sum() + 1. * ensemble_ce + 0.7 * kl.sum()
+    for result in results:
+        for one, other in ((result['loss'], total), (result['ce'], ce), (result['kl'], kl),
+                           (result['ensemble_ce'], ensemble_ce)):
+            assert torch.equal(one, other)
+        for one, other in zip(result['grads'], torch.autograd.grad(total, [logits, mu_logits], retain_graph=True),
+                              strict=True):
+            assert torch.equal(one, other)
 
 
 def test_soft_and_smoothed_targets_work():
