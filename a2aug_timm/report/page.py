@@ -1,9 +1,9 @@
-"""The report as one HTML page that needs nothing beside itself."""
+"""The report as one self-contained HTML page."""
 import html
 from collections.abc import Sequence
 from typing import Any
 
-from . import RunRecord
+from .run_record import RunRecord
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
@@ -17,7 +17,11 @@ pre { background: #f6f6f6; padding: 0.7rem; overflow-x: auto; }
 
 
 def write_page(runs: Sequence[RunRecord], figures: Sequence[dict[str, str]]) -> str:
-    """The page of several runs, each with its figures by title, as SVG."""
+    """HTML page about several runs.
+
+    Args:
+        figures: One dictionary per run: title of a figure -> its SVG text.
+    """
     parts = ['<!DOCTYPE html>', '<html lang="en"><head><meta charset="utf-8"><title>A²-Aug report</title>',
              f'<style>{_STYLE}</style></head><body>', '<h1>A²-Aug report</h1>', _table_of_runs(runs)]
     for run, drawn in zip(runs, figures, strict=True):
@@ -32,19 +36,19 @@ def write_page(runs: Sequence[RunRecord], figures: Sequence[dict[str, str]]) -> 
 
 
 def _sentence(run: RunRecord) -> str:
-    """What was chosen, and how good it is: first on images that had no part in the choice, where there are any."""
+    """Accuracy of the chosen branch; first on images that were not used for the choice, if there are any."""
     result = run.result
     if not result:
-        return f'{len(run.columns["epoch"])} epochs so far; the run has not come to its end.'
+        return f'{len(run.columns["epoch"])} epochs so far; the run is not finished.'
     chosen = f"epoch {result['epoch'] + 1}, branch {result['branch']}" + (
         f" ({result['policy']})" if result['policy'] else '')
     on_choice = ', '.join(f'{name} {value:.4g}' for name, value in result['chosen_with'].items())
     if result['test']:
         on_test = ', '.join(f'{name} {value:.4g}' for name, value in result['test'].items())
-        return (f"On {result['test_split']}, which had no part in the choice: {on_test}. Chosen: {chosen}, on "
+        return (f"On {result['test_split']}, which was not used for the choice: {on_test}. Chosen: {chosen}, on "
                 f"{result['chosen_on']}: {on_choice}.")
     return (f"Chosen: {chosen}, on {result['chosen_on']}" + (f': {on_choice}' if on_choice else '')
-            + '. The choice was made on the images that it is measured on, which flatters it.')
+            + '. The same images were used for the choice and for this figure, so it is optimistic.')
 
 
 def _table_of_runs(runs: Sequence[RunRecord]) -> str:
@@ -54,12 +58,12 @@ def _table_of_runs(runs: Sequence[RunRecord]) -> str:
         rows.append((run.name, run.args.get('model', ''), run.num_branches, len(run.columns['epoch']), test,
                      run.result.get('chosen_on', ''), run.series(run.chosen_branch, 'top1')[run.chosen_epoch]
                      if run.series(run.chosen_branch, 'top1') else None))
-    head = ('run', 'model', 'branches', 'epochs', 'top-1 without part in the choice', 'chosen on', 'top-1 there')
+    head = ('run', 'model', 'branches', 'epochs', 'top-1 on images not used for the choice', 'chosen on', 'top-1 there')
     return _table(head, rows)
 
 
 def _table_of_branches(run: RunRecord) -> str:
-    """Every branch and the ensemble at the chosen epoch."""
+    """Table of all branches and the ensemble at the chosen epoch."""
     row = run.chosen_epoch
     names = ['policy', 'μ', 'top-1', 'top-5', 'loss']
     lines: list[tuple[Any, ...]] = []

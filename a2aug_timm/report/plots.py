@@ -1,4 +1,4 @@
-"""Figures of a run: metrics, losses and μ over the epochs."""
+"""Figures of a run: metrics, losses and μ over the epochs, and sample views."""
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,15 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from . import RunRecord
+from ..engine.checkpoint import atomic_write
+from .run_record import RunRecord
 
-# Okabe and Ito's colors, which remain apart for color-blind readers; black is the ensemble.
+# Okabe and Ito's palette, which color-blind readers can tell apart; black is the ensemble.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#F0E442', '#999999')
 ENSEMBLE_COLOR = '#000000'
 
 
 def draw_curves(run: RunRecord) -> Figure:
-    """Top-1 and loss of every branch and the ensemble on the images that were chosen on, and the training loss."""
+    """Top-1 and loss of every branch and the ensemble on the validation or held-out images, and the training loss."""
     figure = Figure(figsize=(11, 3.6), layout='constrained')
     accuracy, loss, training = figure.subplots(1, 3)
     for axes, metric, title in ((accuracy, 'top1', 'top-1, %'), (loss, 'loss', 'cross-entropy')):
@@ -30,7 +31,7 @@ def draw_curves(run: RunRecord) -> Figure:
         chosen = run.series(run.chosen_branch, 'top1')[run.chosen_epoch]
         accuracy.plot(
             run.columns['epoch'][run.chosen_epoch] + 1, chosen, 'o', mfc='none', mec=ENSEMBLE_COLOR, ms=9)
-    draw_series(training, run, run.columns['train_loss'], 'whole', ENSEMBLE_COLOR)
+    draw_series(training, run, run.columns['train_loss'], 'total', ENSEMBLE_COLOR)
     for branch in range(run.num_branches if run.num_branches > 1 else 0):
         color = COLORS[branch % len(COLORS)]
         draw_series(training, run, run.columns.get(f'train_ce_{branch}', []), f'CE {branch}', color)
@@ -42,7 +43,7 @@ def draw_curves(run: RunRecord) -> Figure:
 
 
 def draw_mu(run: RunRecord) -> Figure:
-    """Weights of the branches in the ensemble; they sum to 1."""
+    """Weights of the branches in the ensemble, which sum to 1, over the epochs."""
     figure = Figure(figsize=(5.5, 3.2), layout='constrained')
     axes = figure.subplots()
     for branch, policy in enumerate(run.policies):
@@ -54,7 +55,7 @@ def draw_mu(run: RunRecord) -> Figure:
 
 
 def draw_views(views: Sequence[Sequence], labels: Iterable[str]) -> Figure:
-    """A row a policy, a column an image; the first row is what the policies were given."""
+    """Grid of views: one row per policy, one column per image; the first row holds the originals."""
     figure = Figure(figsize=(1.3 * len(views[0]) + 2.2, 1.3 * len(views)), layout='constrained')
     grid = figure.subplots(len(views), len(views[0]), squeeze=False)
     for axes_of_row, images, label in zip(grid, views, labels, strict=True):
@@ -66,13 +67,21 @@ def draw_views(views: Sequence[Sequence], labels: Iterable[str]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> str:
-    """Write ``path`` as PNG and SVG, the same bytes for the same figure; the SVG's text, for a page."""
-    figure.savefig(path.with_name(f'{path.name}.png'), dpi=150)
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, 150 dots per inch."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format='png', dpi=150)
+
+
+def svg_text(figure: Figure, name: str) -> str:
+    """A figure as SVG text for an HTML page; the same text for the same figure and name.
+
+    Args:
+        name: Seed of the identifiers in the text, so that several figures can share a page.
+    """
     buffer = io.StringIO()
-    with matplotlib.rc_context({'svg.hashsalt': path.name}):
+    with matplotlib.rc_context({'svg.hashsalt': name}):
         figure.savefig(buffer, format='svg', metadata={'Date': None})
-    path.with_name(f'{path.name}.svg').write_text(buffer.getvalue(), encoding='utf-8')
     return buffer.getvalue()
 
 
@@ -84,7 +93,7 @@ def draw_series(
         color: str,
         style: str = '-',
 ) -> None:
-    """A line over the epochs of a run that have a value."""
+    """Draw a line over the epochs of a run that have a value."""
     epochs = run.columns['epoch']
     points = [(epoch + 1, value) for epoch, value in zip(epochs, values, strict=False) if value is not None]
     if points:
@@ -93,9 +102,9 @@ def draw_series(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def finish(axes: Axes, horizontal: str = 'epoch') -> None:
-    """What all figures have alike: the name of the horizontal axis, a grid, a legend if there is something to name."""
-    axes.set_xlabel(horizontal)
+def finish(axes: Axes, x_label: str = 'epoch') -> None:
+    """Add what all figures share: the label of the horizontal axis, a grid, and a legend if there are labels."""
+    axes.set_xlabel(x_label)
     axes.grid(color='#e5e5e5', linewidth=0.8)
     axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
@@ -103,5 +112,5 @@ def finish(axes: Axes, horizontal: str = 'epoch') -> None:
 
 
 def short_policy(policy: str, branch: int) -> str:
-    """A branch in a legend."""
+    """Label of a branch in a legend: its number and its policy without the default sections."""
     return f'{branch}: ' + policy.replace('-p1.0-mmax30-tpublished', '')

@@ -1,4 +1,4 @@
-"""How long runs will train: by those that are done, or by a few batches."""
+"""Training time of trials, estimated from finished trials or from a few batches."""
 import statistics
 import subprocess
 import tempfile
@@ -8,48 +8,49 @@ from pathlib import Path
 import yaml
 
 from ..report import read_run
-from . import Run, Study
-from .run_list import last_line, launcher
+from .study_folder import Study
+from .trial import Trial
+from .trial_queue import last_line, launcher
 
 _NUM_BATCHES = 20
 
 
 class Estimate:
-    """Seconds of training, without start and evaluation.
+    """Estimated seconds of training, without start-up and evaluation.
 
     Args:
-        num_images: Training images of an epoch.
-        may_probe: Where no run of a network is done, train a few batches and time them.
+        num_images: Number of training images.
+        may_probe: For a network without a finished trial, train a few batches and measure their time.
 
     Raises:
-        ValueError: Those batches could not be trained.
+        ValueError: These batches could not be trained.
     """
 
-    def __init__(self, study: Study, runs: Sequence[Run], num_images: int, may_probe: bool):
+    def __init__(self, study: Study, trials: Sequence[Trial], num_images: int, may_probe: bool):
         self._study = study
-        self._runs = runs
+        self._trials = trials
         self._probed = {}
         for model in study.models if may_probe else ():
             if not self._measured(model):
-                probe = min((run for run in runs if run.model == model), key=lambda run: run.setting.cost)
+                probe = min((trial for trial in trials if trial.model == model), key=lambda trial: trial.setting.cost)
                 self._probed[model] = num_images * study.epochs * _seconds_per_view(study, probe, num_images)
 
-    def seconds(self, run: Run) -> float | None:
-        """Of a whole run, also where part of it is done; None where nothing tells."""
-        measured = self._measured(run.model)
-        unit = statistics.median(measured) if measured else self._probed.get(run.model)
-        return None if unit is None else unit * run.setting.cost
+    def seconds(self, trial: Trial) -> float | None:
+        """Seconds of a whole trial, even if a part of it is done; None if there is nothing to estimate from."""
+        measured = self._measured(trial.model)
+        unit = statistics.median(measured) if measured else self._probed.get(trial.model)
+        return None if unit is None else unit * float(trial.setting.cost)
 
     def _measured(self, model: str) -> list[float]:
-        """Seconds of a plain run, by each run that is done."""
-        done = [run for run in self._runs if run.model == model and self._study.is_done(run)]
-        return [sum(self._study.record(run).columns['train_seconds']) / run.setting.cost for run in done]
+        """Seconds of a plain trial, one estimate per finished trial."""
+        done = [trial for trial in self._trials if trial.model == model and self._study.is_done(trial)]
+        return [sum(self._study.record(trial).columns['train_seconds']) / float(trial.setting.cost) for trial in done]
 
 
-def _seconds_per_view(study: Study, run: Run, num_images: int) -> float:
-    """By the second of two short epochs."""
-    config = study.config(run)
-    # A class-balanced part has every class.
+def _seconds_per_view(study: Study, trial: Trial, num_images: int) -> float:
+    """Seconds per view in the second of two short epochs."""
+    config = study.config(trial)
+    # A class-balanced subset has every class.
     batch_size = config.get('batch_size', 128) * study.num_processes
     size = max(_NUM_BATCHES * batch_size, 4 * (config.get('num_classes') or 1000))
     config = {name: value for name, value in config.items() if name != 'holdout' and 'wandb' not in name}
@@ -60,6 +61,6 @@ def _seconds_per_view(study: Study, run: Run, num_images: int) -> float:
         command = [*launcher(study), '-c', path, '--output', folder, '--experiment', 'probe']
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ValueError(f'a few batches, trained for an estimate, failed: {last_line(done.stderr)}')
+            raise ValueError(f'the training of a few batches, for the estimate, failed: {last_line(done.stderr)}')
         columns = read_run(Path(folder) / 'probe').columns
     return columns['train_seconds'][-1] / columns['train_views'][-1]

@@ -1,4 +1,4 @@
-"""Figures of a study, drawn as those of a run's report are."""
+"""Figures of a study, in the style of a run's report."""
 import statistics
 from collections.abc import Sequence
 
@@ -7,44 +7,46 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ..report.plots import COLORS, ENSEMBLE_COLOR, draw_mu, draw_series, finish, short_policy
-from . import Row, Study
 from .outcomes import Line, expected_search, lines_of
 from .rows import MAX_BRANCHES, Method
+from .study_folder import Study
+from .trial import Row
 
 
 def draw_branches(study: Study, rows: Sequence[Row], model: str) -> Figure | None:
-    """Figure 3: top-1 over the epochs, of branches and of their policies alone, at the first seed that is done."""
+    """Figure 3: top-1 over the epochs, of branches and of their policies alone, for the first finished seed."""
     joint_row, alone_row = rows
     for seed in study.seeds:
-        joint, *alone = (study.record(run) for row in (joint_row, alone_row) for run in row.runs(model, seed))
+        joint, *alone = (
+            study.record(trial) for row in (joint_row, alone_row) for trial in row.trials(model, seed))
         if joint is not None and None not in alone:
             break
     else:
         return None
     figure = Figure(figsize=(7, 4.2), layout='constrained')
     axes = figure.subplots()
-    for branch, (policy, run) in enumerate(zip(joint.policies, alone, strict=True)):
+    for branch, (policy, plain) in enumerate(zip(joint.policies, alone, strict=True)):
         color = COLORS[branch % len(COLORS)]
         draw_series(axes, joint, joint.series(branch, 'top1'), short_policy(policy, branch), color)
-        draw_series(axes, run, run.series(0, 'top1'), f'{branch}: alone', color, ':')
+        draw_series(axes, plain, plain.series(0, 'top1'), f'{branch}: alone', color, ':')
     draw_series(axes, joint, joint.series('ensemble', 'top1'), 'ensemble', ENSEMBLE_COLOR, '--')
     axes.set_title(f'top-1 on held-out images, %: {model}, seed {seed}', loc='left')
-    # The first epochs would press the last, which count, together.
-    last = [run.series(0, 'top1')[-1] for run in (joint, *alone)]
+    # The low values of the first epochs would leave little room for those of the last.
+    last = [record.series(0, 'top1')[-1] for record in (joint, *alone)]
     axes.set_ylim(bottom=min(last) - 12)
     finish(axes)
     return figure
 
 
 def draw_weights(study: Study, rows: Sequence[Row], model: str) -> Figure | None:
-    """μ over the epochs, at the first seed that is done."""
-    records = (study.record(run) for seed in study.seeds for run in rows[0].runs(model, seed))
+    """Draw μ over the epochs, for the first finished seed."""
+    records = (study.record(trial) for seed in study.seeds for trial in rows[0].trials(model, seed))
     record = next((record for record in records if record is not None), None)
     return None if record is None else draw_mu(record)
 
 
 def draw_numbers(study: Study, rows: Sequence[Row], model: str, baseline: Row) -> Figure | None:
-    """Figure 4: top-1 against the number of branches, with the spread over seeds, which also draw the policies."""
+    """Figure 4: top-1 against the number of branches, with the spread over seeds."""
     points = [(num, line) for num, line in enumerate(lines_of(study, rows, model), 1) if line.top1 is not None]
     if not points:
         return None
@@ -62,12 +64,13 @@ def draw_numbers(study: Study, rows: Sequence[Row], model: str, baseline: Row) -
 
 
 def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> Figure | None:
-    """Top-1 against the images seen: A²-Aug as N grows, the random search as it grows, plain training as it lasts."""
+    """Top-1 against the number of views: A²-Aug for each N, a random search of each size, plain training."""
     figure = Figure(figsize=(7, 4.4), layout='constrained')
     axes = figure.subplots()
     search, num, costs = method.search(), method.num_branches, set()
     if curves := [curve for seed in study.seeds if (curve := expected_search(study, search, model, seed))]:
-        means = [statistics.fmean(values) for values in zip(*curves, strict=False)]  # as far as that of each seed goes
+        # A seed with failed trials has a shorter curve.
+        means = [statistics.fmean(values) for values in zip(*curves, strict=False)]
         axes.plot(range(1, len(means) + 1), means, '-', color=COLORS[1], label='the best of k policies alone')
         costs |= {1, len(means)}
     joint = [method.joint(num) for num in range(2, min(MAX_BRANCHES, method.num_policies) + 1)]
@@ -84,13 +87,13 @@ def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> 
     axes.set_xscale('log', base=2)
     axes.set_xticks(sorted(costs), [f'{cost}×' for cost in sorted(costs)])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_title(f'top-1, %, and what it took: {model}', loc='left')
-    finish(axes, 'images seen, as a multiple of a plain run')
+    axes.set_title(f'top-1, %, against cost: {model}', loc='left')
+    finish(axes, 'views, as a multiple of a plain run')
     return figure
 
 
 def _draw_points(axes: Axes, xs: Sequence[int], lines: Sequence[Line], label: str, color: str, style: str) -> None:
-    """Means, with the standard deviation where there are several seeds."""
+    """Draw means, with the standard deviation as error bars if there are several seeds."""
     means, stds = zip(*(line.top1 for line in lines), strict=True)
     stds = [float('nan') if std is None else std for std in stds]
     axes.errorbar(xs, means, stds, fmt=style, color=color, capsize=4, label=label)

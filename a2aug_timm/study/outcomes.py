@@ -1,86 +1,91 @@
-"""What runs have come to: accuracy on images that had no part in any choice, and what the runs have cost."""
+"""Results of trials: accuracy on images that were not used for any choice, and the cost of training."""
 import csv
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from ..engine.checkpoint import atomic_write
 from ..report import RunRecord
-from . import Row, Run, Study
+from .study_folder import Study
+from .trial import Row, Trial
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run, or the best of several, chosen on the held-out images.
+    """Result of one trial, or of the best of several, chosen on the held-out images.
 
     Attributes:
-        record: The run that was chosen.
-        top1: On the validation split, in percent.
-        views: Seen in training, by all runs that the choice was made from.
-        seconds: Of their training.
-        cost: Their views, those that failed counted whole, as a multiple of a plain run of the recipe's epochs.
+        record: Record of the chosen trial.
+        top1: Its top-1 on the validation split, in percent.
+        views: Number of views in the training of all trials that the choice was made from.
+        seconds: Seconds of their training.
+        cost: Their planned views, also of failed trials, as a multiple of a plain run with the recipe's epochs.
     """
     record: RunRecord
     top1: float
     views: float
     seconds: float
-    cost: int
+    cost: int | Fraction
 
 
-def outcome(study: Study, runs: Sequence[Run]) -> Outcome | None:
-    """What the runs of a row and seed have come to; None while one of them is to come, or if all failed.
+def outcome(study: Study, trials: Sequence[Trial]) -> Outcome | None:
+    """Result of the trials of a row and a seed; None until all are finished, or if all failed.
 
-    A choice of several leaves out those that failed, as a search would; their cost before they did is not known.
+    Failed trials are left out of the choice, as in a search; what they cost before they failed is not known.
     """
-    records = [study.record(run) for run in runs if study.failure(run) is None]
+    records = [study.record(trial) for trial in trials if study.failure(trial) is None]
     if None in records or not records:
         return None
     best = max(records, key=chosen_score)
     return Outcome(
         best, best.result['test']['top1'], sum(sum(record.columns['train_views']) for record in records),
-        sum(sum(record.columns['train_seconds']) for record in records), sum(run.setting.cost for run in runs))
+        sum(sum(record.columns['train_seconds']) for record in records), sum(trial.setting.cost for trial in trials))
 
 
 def chosen_score(record: RunRecord) -> float:
-    """What a run was chosen by, higher is better."""
+    """Metric on the held-out images that the trial's branch and epoch were chosen by; higher is better."""
     metric = record.result['eval_metric']
     return record.result['chosen_with'][metric] * (-1 if metric == 'loss' else 1)
 
 
 def outcomes(study: Study, row: Row, model: str) -> dict[int, Outcome]:
-    """By seed, of those whose runs are done."""
-    found = {seed: outcome(study, row.runs(model, seed)) for seed in study.seeds}
+    """Seed -> result, for the seeds whose trials are finished."""
+    found = {seed: outcome(study, row.trials(model, seed)) for seed in study.seeds}
     return {seed: one for seed, one in found.items() if one is not None}
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation, which a single value has not."""
+    """Mean and sample standard deviation; a single value has no deviation."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table, over seeds.
+    """Results of a row over the seeds.
 
     Attributes:
-        top1: Mean and standard deviation; None without a seed.
-        gain: The same, of the differences to the first row at the seeds that both have.
-        cost: As a multiple of a plain run; ``views`` and ``seconds`` are means.
+        seeds: Seed -> top-1.
+        top1: Mean and standard deviation; None without a finished seed.
+        gain: Mean and standard deviation of the differences to the first row, over the seeds that both have.
+        cost: Number of views, as a multiple of a plain run.
+        views: Mean number of views.
+        seconds: Mean seconds of training.
     """
     model: str
     label: str
     seeds: dict[int, float]
     top1: tuple[float, float | None] | None = None
     gain: tuple[float, float | None] | None = None
-    cost: int | None = None
+    cost: int | Fraction | None = None
     views: float | None = None
     seconds: float | None = None
 
 
 def lines_of(study: Study, rows: Sequence[Row], model: str) -> list[Line]:
-    """The rows of a table for one network."""
+    """Results of a table's rows for one network."""
     lines = []
     for row in rows:
         found = outcomes(study, row, model)
@@ -96,34 +101,39 @@ def lines_of(study: Study, rows: Sequence[Row], model: str) -> list[Line]:
 
 
 def expected_search(study: Study, row: Row, model: str, seed: int) -> list[float]:
-    """Expected top-1 of the best, as chosen on the held-out images, of k of the row's runs drawn at random, k = 1, 2, …
+    """Expected top-1 of a random search over a row's trials: the best of k, chosen on the held-out images, k = 1, 2, …
 
-    Empty while one of them is to come; those that failed are left out.
+    Empty until all trials are finished; failed trials are left out.
     """
-    records = [study.record(run) for run in row.runs(model, seed) if study.failure(run) is None]
+    records = [study.record(trial) for trial in row.trials(model, seed) if study.failure(trial) is None]
     if None in records:
         return []
     top1 = [record.result['test']['top1'] for record in sorted(records, key=chosen_score, reverse=True)]
     num = len(top1)
-    # The one of rank r is the best of k if it is drawn and the others come from the num - r - 1 behind it.
+    # The trial of rank r is the best of k if it is drawn and the k - 1 others come from the num - r - 1 below it.
     return [sum(math.comb(num - rank - 1, k - 1) * value for rank, value in enumerate(top1)) / math.comb(num, k)
             for k in range(1, num + 1)]
 
 
-def write_runs(study: Study, runs: Sequence[Run], path: Path) -> None:
-    """A line a run that is done: what it was, chose and cost."""
+def write_runs(study: Study, trials: Sequence[Trial], path: Path) -> None:
+    """Write a CSV file with one line per finished trial."""
     with atomic_write(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow([
             'model', 'setting', 'seed', 'top1', 'chosen_with_top1', 'epoch', 'branch', 'policy', 'policies', 'mu',
             'train_views', 'train_seconds'])
-        for run in runs:
-            if (record := study.record(run)) is None:
+        for trial in trials:
+            if (record := study.record(trial)) is None:
                 continue
             result, row = record.result, record.chosen_epoch
-            mu = [record.columns[f'mu_{i}'][row] for i in range(record.num_branches)] if run.setting.is_joint else []
+            mu = [record.columns[f'mu_{i}'][row] for i in range(record.num_branches)] if trial.setting.is_joint else []
             writer.writerow([
-                run.model, run.setting.name, run.seed, f"{result['test']['top1']:.2f}",
+                trial.model, trial.setting.name, trial.seed, f"{result['test']['top1']:.2f}",
                 f"{result['chosen_with']['top1']:.2f}", result['epoch'], result['branch'], result['policy'],
                 ' '.join(record.policies), ' '.join(f'{one:.3f}' for one in mu),
                 f"{sum(record.columns['train_views']):.0f}", f"{sum(record.columns['train_seconds']):.1f}"])
+
+
+def short_count(num_views: float) -> str:
+    """A number of views in thousands or millions."""
+    return f'{num_views / 1e6:.3g} M' if num_views >= 1e6 else f'{num_views / 1e3:.0f} k'

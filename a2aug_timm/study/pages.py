@@ -1,4 +1,4 @@
-"""The tables of a study as Markdown and CSV, and the page that holds them all."""
+"""Tables of a study as Markdown and CSV, and the page that contains them all."""
 import csv
 import os
 import platform
@@ -14,48 +14,59 @@ from timm.models import safe_model_name
 
 from ..engine.checkpoint import atomic_write
 from ..report.plots import save
-from . import Row, Study
 from .figures import draw_branches, draw_cost, draw_numbers, draw_weights
-from .outcomes import Line, lines_of, write_runs
+from .outcomes import Line, lines_of, short_count, write_runs
 from .rows import TABLES, TITLES, Method
+from .study_folder import Study
+from .trial import Row
 
-Table = list[list[Any]]  # its first line is the head
+Table = list[list[Any]]  # the first line is the header
 
 PAGE = 'study.md'
 _HEAD = """# A study of A²-Aug
 
-Top-1 is measured on the validation split, once a run; branch, epoch and policy are chosen on images held out of the
-training split, which Table 6 and Figure 3 show. Mean ± sample standard deviation over seeds; a seed draws weights,
-batches, and policies where the recipe names none; a gain is the mean of the differences to the first line at the same
-seeds. Images seen count every view; 1× is a plain run of {epochs} epochs. Hours are those of training, without
-evaluation; they compare where the machine did nothing else."""
+Top-1 is measured on the validation split, once per run. Branch, epoch and policy are chosen on images held out of the
+training split; Table 6 and Figure 3 show accuracy on those. Values are mean ± sample standard deviation over seeds. A
+seed draws weights, batches and policies (unless the recipe names them). A gain is the mean difference to the first row
+at the same seeds. 1× is the number of views in a plain run of {epochs} epochs. Hours are training time without
+evaluation; they are comparable only if the machine was otherwise idle."""
 
 
 def write_tables(study: Study, method: Method, tables: Sequence[str], origin: Sequence[str]) -> tuple[int, int]:
-    """Write each table with its figures, ``runs.csv`` and a page of all; how many runs are done, and of how many."""
+    """Write each table with its figures, ``runs.csv`` and the page.
+
+    Args:
+        origin: Command and versions, for the page.
+
+    Returns:
+        Number of finished trials, and of all trials.
+    """
     study.folder.mkdir(parents=True, exist_ok=True)
-    all_runs = {}
+    all_trials = {}
     for name in tables:
         rows = TABLES[name](method)
         markdown, plain, notes = {'table2': _methods, 'table6': _branches}.get(name, _costs)(study, rows)
-        runs = [run for seed in study.seeds for row in rows for model in study.models for run in row.runs(model, seed)]
-        all_runs.update(dict.fromkeys(runs))
-        notes += [f'{run.name} failed: {why}' for run in dict.fromkeys(runs) if (why := study.failure(run))]
+        trials = dict.fromkeys(trial for seed in study.seeds for row in rows for model in study.models
+                               for trial in row.trials(model, seed))
+        all_trials.update(trials)
+        notes += [f'{trial.name} failed: {why}' for trial in trials if (why := study.failure(trial))]
         figures = [_save_figure(study.folder / stem, figure) for stem, figure in _figures(name, study, method, rows)]
         _write(study.folder / f'{name}.md', '\n\n'.join([f'## {TITLES[name]}', _markdown(markdown), *notes, *figures]))
         with atomic_write(study.folder / f'{name}.csv') as path, open(path, 'w', newline='', encoding='utf-8') as file:
             csv.writer(file).writerows(plain)
-    write_runs(study, list(all_runs), study.folder / 'runs.csv')
+    for trial in all_trials:
+        study.keep_result(trial)
+    write_runs(study, list(all_trials), study.folder / 'runs.csv')
     _write(study.folder / PAGE, _page(study, tables, origin))
-    return sum(map(study.is_done, all_runs)), len(all_runs)
+    return sum(map(study.is_done, all_trials)), len(all_trials)
 
 
 def _costs(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]]:
-    """Top-1, gain over the first row, and what it took."""
+    """Table of top-1, gain over the first row, and cost."""
     lines = [line for model in study.models for line in lines_of(study, rows, model)]
     first = f'gain over {rows[0].label}'
     several = len(study.models) > 1
-    markdown = [['network'] * several + ['method', 'top-1, %', first, 'seeds', 'images seen', 'hours', 'each seed']]
+    markdown = [['network'] * several + ['method', 'top-1, %', first, 'seeds', 'views', 'hours', 'each seed']]
     plain = [['network', 'method', 'top1', 'top1_std', 'gain', 'gain_std', 'seeds', 'cost', 'views', 'seconds']]
     for line in lines:
         name = [line.model] * several + [line.label]
@@ -64,7 +75,7 @@ def _costs(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]]:
             continue
         gain = '' if line.label == rows[0].label or line.gain is None else _spread(line.gain, '+')
         markdown.append([
-            *name, _spread(line.top1), gain, len(line.seeds), f'{line.cost}× ({_count(line.views)})',
+            *name, _spread(line.top1), gain, len(line.seeds), f'{line.cost}× ({short_count(line.views)})',
             f'{line.seconds / 3600:.3g}', ' '.join(f'{top1:.2f}' for top1 in line.seeds.values())])
         plain.append([line.model, line.label, *line.top1, *(line.gain or (None, None)), len(line.seeds), line.cost,
                       line.views, line.seconds])
@@ -72,7 +83,7 @@ def _costs(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]]:
 
 
 def _methods(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]]:
-    """A line a network, a column a method; the gain is the last's over the first's."""
+    """Table with one line per network and one column per method; the gain is that of the last over the first."""
     _, plain, _ = _costs(study, rows)
     markdown = [['network', *(row.label for row in rows), 'gain', 'seeds']]
     for model in study.models:
@@ -84,22 +95,22 @@ def _methods(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]
 
 
 def _branches(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]]:
-    """Policy, μ and top-1 of each branch at the epoch that was chosen."""
+    """Table of policy, μ and top-1 of each branch at the chosen epoch."""
     table: Table = [['network', 'seed', 'branch', 'μ', 'top-1 held out, %']]
-    num_runs = num_agreeing = 0
+    num_trials = num_agreeing = 0
     for model in study.models:
         for seed in study.seeds:
-            (run,) = rows[0].runs(model, seed)
-            if (record := study.record(run)) is None:
+            (trial,) = rows[0].trials(model, seed)
+            if (record := study.record(trial)) is None:
                 continue
             epoch = record.chosen_epoch
             mu = [record.columns[f'mu_{i}'][epoch] for i in range(record.num_branches)]
             top1 = [record.series(i, 'top1')[epoch] for i in range(record.num_branches)]
             table += [[model, seed, record.policies[i], f'{mu[i]:.3f}', f'{top1[i]:.2f}'] for i in range(len(mu))]
             table.append([model, seed, 'ensemble', '', f"{record.series('ensemble', 'top1')[epoch]:.2f}"])
-            num_runs += 1
+            num_trials += 1
             num_agreeing += top1[mu.index(max(mu))] == max(top1)
-    return table, table, [f'In {num_agreeing} of {num_runs} runs the branch with the largest μ has the best top-1.']
+    return table, table, [f'In {num_agreeing} of {num_trials} runs the branch with the largest μ has the best top-1.']
 
 
 def _spread(value: tuple[float, float | None], sign: str = '') -> str:
@@ -107,16 +118,12 @@ def _spread(value: tuple[float, float | None], sign: str = '') -> str:
     return f'{mean:{sign}.2f}' if std is None else f'{mean:{sign}.2f} ± {std:.2f}'
 
 
-def _count(views: float) -> str:
-    return f'{views / 1e6:.3g} M' if views >= 1e6 else f'{views / 1e3:.0f} k'
-
-
 def _cell(line: Line) -> str:
     return '–' if line.top1 is None else _spread(line.top1)
 
 
 def _figures(name: str, study: Study, method: Method, rows: Sequence[Row]) -> list[tuple[str, Figure]]:
-    """Stem of the file -> figure, of those that the table has and the runs suffice for."""
+    """Figures of a table that can be drawn from the finished trials: name of the file and figure."""
     draw = {'table1': ('cost', partial(draw_cost, method=method)), 'table6': ('mu', draw_weights),
             'figure3': ('figure3', draw_branches),
             'figure4': ('figure4', partial(draw_numbers, baseline=method.baseline()))}.get(name)
@@ -148,7 +155,7 @@ def _processor() -> str:
 
 
 def _save_figure(stem: Path, figure: Figure) -> str:
-    save(figure, stem)
+    save(figure, stem.with_suffix('.png'))
     return f'![{stem.name}]({stem.name}.png)'
 
 

@@ -1,7 +1,8 @@
-"""A study: which runs its tables need, that they are trained once, and what is written of them."""
+"""Studies: the trials of each table, the queue that trains each of them once, and the tables that are written."""
 import csv
 import itertools
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import yaml
 
 import a2aug_timm.train.__main__ as train
 from a2aug_timm.data.policies import sample_policies
-from a2aug_timm.study import Row, Run, Setting, Study, run_list
+from a2aug_timm.study import Row, Setting, Study, Trial, trial_queue
 from a2aug_timm.study.__main__ import main
 from a2aug_timm.study.estimate import Estimate
 from a2aug_timm.study.outcomes import expected_search, lines_of, outcome
@@ -40,18 +41,18 @@ def study(tmp_path):
     return Study(tmp_path / 'study', {'holdout': 100, 'a2aug_space': 'cifar100'}, 10, ['net'], 2)
 
 
-def finish(study, run, top1, held=None, seconds=10., mu=(0.25, 0.75), branches=(70., 80.)):
-    """Write what a run of two epochs leaves; the second epoch is chosen."""
-    path = study.path(run)
+def finish(study, trial, top1, held=None, seconds=10., mu=(0.25, 0.75), branches=(70., 80.)):
+    """Write the files of a finished trial of two epochs, of which the second is chosen."""
+    path = study.path(trial)
     path.mkdir(parents=True)
     held = top1 if held is None else held
     result = {'epoch': 1, 'branch': 0, 'policy': 'p', 'eval_metric': 'top1', 'chosen_on': '100 held out',
               'chosen_with': {'top1': held}, 'test_split': 'validation', 'test': {'top1': top1}}
     (path / 'result.json').write_text(json.dumps(result))
-    num = run.setting.changes.get('a2aug_branches', 1)
+    num = trial.setting.changes.get('a2aug_branches', 1)
     rows = []
     for epoch in range(2):
-        row = {'epoch': epoch, 'train_loss': 1., 'train_views': 500. * num * run.setting.epochs,
+        row = {'epoch': epoch, 'train_loss': 1., 'train_views': 500. * num * trial.setting.epochs,
                'train_seconds': seconds / 2, 'eval_top1': held - 1 + epoch}
         if num > 1:
             row.update({f'mu_{i}': mu[i % 2] for i in range(num)}, best_branch=0, eval_ensemble_top1=held)
@@ -68,7 +69,7 @@ def read_table(study, name):
         return list(csv.DictReader(file))
 
 
-def test_the_controls_of_table_1_see_as_many_images_as_a2aug():
+def test_the_controls_of_table_1_have_as_many_views_as_a2aug():
     rows = {row.label: sum(setting.cost for setting in row.settings(0)) for row in TABLES['table1'](METHOD)}
     assert rows == {
         'baseline': 1, 'RA, a drawn policy': 1, 'baseline, 2× the epochs': 2, 'RA, a drawn policy, 2× the epochs': 2,
@@ -78,7 +79,7 @@ def test_the_controls_of_table_1_see_as_many_images_as_a2aug():
     assert [setting.name for setting in METHOD.search().settings(0)] == ['ra-n1-m2', 'ra-n1-m6', 'ra-n1-m10']
 
 
-def test_policies_that_the_recipe_names_take_the_place_of_the_space():
+def test_policies_that_the_recipe_names_replace_the_search_space():
     rows = {row.label: [(setting.name, setting.changes, setting.epochs) for setting in row.settings(7)]
             for row in TABLES['table1'](NAMED)}
     alone = [('aa-v0', {'aa': 'v0'}, 1), ('aa-none', {'aa': 'none', 'color_jitter': 0.}, 1), ('aa-3a', {'aa': '3a'}, 1)]
@@ -92,7 +93,7 @@ def test_policies_that_the_recipe_names_take_the_place_of_the_space():
 
 
 @pytest.mark.parametrize('method', [METHOD, NAMED])
-def test_settings_of_one_name_are_the_same_in_all_tables_and_seeds(method):
+def test_a_setting_name_means_the_same_in_all_tables_and_seeds(method):
     seen = {}
     for make in TABLES.values():
         for row, seed in itertools.product(make(method), range(3)):
@@ -100,8 +101,8 @@ def test_settings_of_one_name_are_the_same_in_all_tables_and_seeds(method):
                 assert seen.setdefault(setting.name, setting) == setting
 
 
-def test_plain_runs_get_nothing_of_a2aug_and_all_runs_the_rest(study):
-    joint, plain = (Run('net', setting, 1) for setting in (
+def test_plain_trials_get_no_a2aug_arguments_and_all_trials_get_the_others(study):
+    joint, plain = (Trial('net', setting, 1) for setting in (
         METHOD.joint(2, '-average', a2aug_ensemble='average').settings(0)[0], METHOD.baseline(3).settings(0)[0]))
     assert study.config(joint) == {'holdout': 100, 'a2aug_space': 'cifar100', 'model': 'net', 'seed': 1, 'epochs': 10,
                                    'a2aug_branches': 2, 'a2aug_ensemble': 'average'}
@@ -111,31 +112,31 @@ def test_plain_runs_get_nothing_of_a2aug_and_all_runs_the_rest(study):
     assert replace(study, recipe={'decay_epochs': 0.2}).config(plain)['decay_epochs'] == 0.2
 
 
-def test_the_best_of_several_runs_is_chosen_on_held_out_images_and_costs_all_of_them(study):
-    runs = METHOD.search().runs('net', 0)
-    for run, top1, held in zip(runs, (90., 80., 85.), (50., 60., 55.), strict=True):
-        assert outcome(study, runs) is None
-        finish(study, run, top1, held)
-    found = outcome(study, runs)
+def test_the_best_of_several_trials_is_chosen_on_held_out_images_and_costs_all_of_them(study):
+    trials = METHOD.search().trials('net', 0)
+    for trial, top1, held in zip(trials, (90., 80., 85.), (50., 60., 55.), strict=True):
+        assert outcome(study, trials) is None
+        finish(study, trial, top1, held)
+    found = outcome(study, trials)
     assert (found.top1, found.views, found.seconds, found.cost) == (80., 3000., 30., 3)
 
 
-def test_a_growing_search_is_the_mean_over_all_its_draws(study):
+def test_the_expected_search_is_the_mean_over_all_draws(study):
     row = Row('', lambda seed: [Setting(f's{i}', {}) for i in range(5)])
     assert expected_search(study, row, 'net', 0) == []
     figures = [(80., 3.), (70., 5.), (90., 1.), (60., 4.), (75., 2.)]  # top-1, and what is chosen by
-    for run, (top1, held) in zip(row.runs('net', 0), figures, strict=True):
-        finish(study, run, top1, held)
+    for trial, (top1, held) in zip(row.trials('net', 0), figures, strict=True):
+        finish(study, trial, top1, held)
     expected = [statistics.fmean(max(drawn, key=lambda one: one[1])[0] for drawn in itertools.combinations(figures, k))
                 for k in range(1, 6)]
     assert expected_search(study, row, 'net', 0) == pytest.approx(expected)
 
 
-def test_tables_say_means_spreads_gains_and_costs(study):
+def test_tables_have_means_deviations_gains_and_costs(study):
     rows = TABLES['table7'](METHOD)
     for seed, figures in enumerate([(80., 81., 84.), (82., 83., 85.)]):
         for row, top1 in zip(rows, figures, strict=True):
-            finish(study, row.runs('net', seed)[0], top1, seconds=1800.)
+            finish(study, row.trials('net', seed)[0], top1, seconds=1800.)
     write_tables(study, METHOD, ['table7'], ['the command'])
     baseline, _, adaptive = read_table(study, 'table7')
     assert [float(baseline[name]) for name in ('top1', 'top1_std')] == pytest.approx([81, 2 ** 0.5])
@@ -150,9 +151,9 @@ def test_tables_say_means_spreads_gains_and_costs(study):
     assert sorted(line['top1'] for line in lines) == [f'{top1}.00' for top1 in range(80, 86)]
 
 
-def test_what_is_not_done_is_no_figure(study):
+def test_a_row_without_a_finished_trial_stays_empty(study):
     rows = TABLES['table7'](METHOD)
-    finish(study, rows[2].runs('net', 1)[0], 84.)
+    finish(study, rows[2].trials('net', 1)[0], 84.)
     write_tables(study, METHOD, list(TABLES), [])
     (adaptive,) = read_table(study, 'table7')
     assert adaptive['top1'] == '84.0' and adaptive['gain'] == adaptive['top1_std'] == '' and adaptive['seeds'] == '1'
@@ -160,33 +161,68 @@ def test_what_is_not_done_is_no_figure(study):
     assert '| baseline | – |  | 0 |' in page and '| adaptive ensemble | 84.00 |  | 1 |' in page
 
 
-def test_a_gain_is_over_the_seeds_that_both_have(study):
+def test_a_gain_uses_the_seeds_that_both_rows_have(study):
     rows = TABLES['table7'](METHOD)
-    finish(study, rows[0].runs('net', 1)[0], 80.)
+    finish(study, rows[0].trials('net', 1)[0], 80.)
     for seed, top1 in enumerate((50., 84.)):
-        finish(study, rows[2].runs('net', seed)[0], top1)
+        finish(study, rows[2].trials('net', seed)[0], top1)
     baseline, _, adaptive = lines_of(study, rows, 'net')
     assert adaptive.gain == (4., None) and adaptive.top1[0] == 67. and baseline.seeds == {1: 80.}
 
 
-def test_runs_that_failed_are_named_and_a_search_goes_without_them(study):
-    runs = METHOD.search().runs('net', 0)
-    for run in runs[:2]:
-        finish(study, run, 80.)
-    study.beside(runs[2], 'failed').write_text('the loss is not finite\n')
-    assert outcome(study, runs).top1 == 80. and outcome(study, runs).cost == 3 and outcome(study, runs[2:]) is None
+def test_failed_trials_are_named_and_left_out_of_a_search(study):
+    trials = METHOD.search().trials('net', 0)
+    for trial in trials[:2]:
+        finish(study, trial, 80.)
+    study.beside(trials[2], 'failed').write_text('the loss is not finite\n')
+    found = outcome(study, trials)
+    assert found.top1 == 80. and found.cost == 3 and outcome(study, trials[2:]) is None
     write_tables(study, METHOD, ['table1'], [])
     page = (study.folder / 'study.md').read_text(encoding='utf-8')
     assert 'net-ra-n1-m10-seed0 failed: the loss is not finite' in page
-    for run in METHOD.search().runs('net', 1):
-        finish(study, run, 80.)
-    write_tables(study, METHOD, ['table1'], [])  # whose figure has a search of two runs and one of three
+    for trial in METHOD.search().trials('net', 1):
+        finish(study, trial, 80.)
+    write_tables(study, METHOD, ['table1'], [])  # its figure has a search of two trials and one of three
 
 
-def test_table_6_counts_where_the_largest_mu_is_at_the_best_branch(study):
+def test_kept_results_replace_the_folders_of_the_trials(study):
+    for seed, make in itertools.product(study.seeds, TABLES.values()):
+        for row in make(METHOD):
+            for trial in row.trials('net', seed):
+                if not study.is_done(trial):
+                    finish(study, trial, 80. + len(trial.name) / 7, seconds=1234.5678)
+    failed = Trial('net', Setting('too-fast', {}), 0)
+    study.beside(failed, 'failed').write_text('the loss is not finite\n')
+    study.keep_result(failed)
+    write_tables(study, METHOD, list(TABLES), [])
+    written = {path.name: path.read_bytes() for path in study.folder.iterdir() if path.is_file()}
+    shutil.rmtree(study.folder / 'runs')
+    again = replace(study, _records={})
+    assert again.failure(failed) == 'the loss is not finite' and not again.is_done(failed)
+    write_tables(again, METHOD, list(TABLES), [])
+    assert {path.name: path.read_bytes() for path in study.folder.iterdir() if path.is_file()} == written
+    assert len(written['trials.jsonl'].splitlines()) == len(written['runs.csv'].splitlines())  # one failed, one header
+
+
+def test_an_unfinished_line_of_kept_results_is_skipped_and_added_again(study, caplog):
+    first, second, _ = METHOD.search().trials('net', 0)
+    for trial in first, second:
+        finish(study, trial, 80.)
+        study.keep_result(trial)
+    path = study.folder / 'trials.jsonl'
+    path.write_bytes(path.read_bytes()[:-20])
+    torn = replace(study, _records={})
+    torn.keep_result(second)
+    assert 'line 2 is not the result of a trial' in caplog.text
+    shutil.rmtree(study.folder / 'runs')
+    again = replace(study, _records={})
+    assert again.is_done(first) and again.record(second).result == study.record(second).result
+
+
+def test_table_6_counts_the_runs_whose_best_branch_has_the_largest_mu(study):
     (row,) = TABLES['table6'](METHOD)
     for seed, mu in enumerate([(0.25, 0.75), (0.6, 0.4)]):
-        finish(study, row.runs('net', seed)[0], 84., mu=mu)
+        finish(study, row.trials('net', seed)[0], 84., mu=mu)
     write_tables(study, METHOD, ['table6'], [])
     lines = read_table(study, 'table6')
     assert [line['μ'] for line in lines] == ['0.250', '0.750', '', '0.600', '0.400', '']
@@ -194,43 +230,44 @@ def test_table_6_counts_where_the_largest_mu_is_at_the_best_branch(study):
     assert 'In 1 of 2 runs' in (study.folder / 'table6.md').read_text(encoding='utf-8')
 
 
-def test_figures_are_drawn_of_what_is_done(study):
+def test_figures_are_drawn_from_the_finished_trials_as_png(study):
     for make in TABLES.values():
         for row in make(METHOD):
-            for run in row.runs('net', 0):
-                if not study.is_done(run):
-                    finish(study, run, 80. + len(run.name) / 10)
+            for trial in row.trials('net', 0):
+                if not study.is_done(trial):
+                    finish(study, trial, 80. + len(trial.name) / 10)
     write_tables(study, METHOD, list(TABLES), [])
     for name in ('cost', 'mu', 'figure3', 'figure4'):
-        assert (study.folder / f'{name}.png').stat().st_size > 5000 and (study.folder / f'{name}.svg').is_file()
+        assert (study.folder / f'{name}.png').stat().st_size > 5000
+    assert not list(study.folder.glob('*.svg'))
     assert '![figure4](figure4.png)' in (study.folder / 'study.md').read_text(encoding='utf-8')
 
 
-def test_a_run_that_another_process_holds_is_left_alone(study, monkeypatch):
+def test_a_trial_that_another_process_holds_is_not_started(study, monkeypatch):
     begun = []
 
-    def train_at_once(study, run, lock):
-        begun.append(run)
-        finish(study, run, 80.)
+    def train_at_once(study, trial, lock):
+        begun.append(trial)
+        finish(study, trial, 80.)
 
-    monkeypatch.setattr(run_list, 'train', train_at_once)
-    runs = METHOD.search().runs('net', 0)
-    finish(study, runs[1], 80.)
-    with run_list.claim(study.beside(runs[0], 'lock')) as lock:
+    monkeypatch.setattr(trial_queue, 'train', train_at_once)
+    trials = METHOD.search().trials('net', 0)
+    finish(study, trials[1], 80.)
+    with trial_queue.claim(study.beside(trials[0], 'lock')) as lock:
         assert lock is not None
-        run_list.work(study, runs, lambda run: True, lambda run, seconds: None)
-    assert begun == [runs[2]]
-    run_list.work(study, runs, lambda run: False, lambda run, seconds: None)
-    assert begun == [runs[2]]
-    run_list.work(study, runs, lambda run: True, lambda run, seconds: None)
-    assert begun == [runs[2], runs[0]]
+        trial_queue.work(study, lambda: trials, lambda trial: True, lambda trial, seconds: None)
+    assert begun == [trials[2]]
+    trial_queue.work(study, lambda: trials, lambda trial: False, lambda trial, seconds: None)
+    assert begun == [trials[2]]
+    trial_queue.work(study, lambda: trials, lambda trial: True, lambda trial, seconds: None)
+    assert begun == [trials[2], trials[0]]
 
 
-def test_a_stopped_run_goes_on_and_one_that_fails_is_told(study, monkeypatch):
+def test_a_stopped_trial_is_resumed_and_a_failed_one_is_reported(study, monkeypatch):
     recipe = {name: value for name, value in RECIPE.items() if name not in ('epochs', 'model')}
     study = Study(study.folder, recipe, 2, ['wide_resnet10_1'], 1)
-    (run,) = METHOD.joint().runs('wide_resnet10_1', 0)
-    study.path(run).parent.mkdir(parents=True)
+    (trial,) = METHOD.joint().trials('wide_resnet10_1', 0)
+    study.path(trial).parent.mkdir(parents=True)
     calls = []
 
     def in_process(command, **kwargs):
@@ -238,30 +275,30 @@ def test_a_stopped_run_goes_on_and_one_that_fails_is_told(study, monkeypatch):
         train.main(command[2:])
         return subprocess.CompletedProcess(command, 0)
 
-    config = study.beside(run, 'yaml')
-    config.write_text(yaml.safe_dump(study.config(run)))
-    train.main(['-c', str(config), '--output', str(config.parent), '--experiment', run.name, '--epochs', '1'])
-    (study.path(run) / 'result.json').unlink()
-    monkeypatch.setattr(run_list.subprocess, 'run', in_process)
+    config = study.beside(trial, 'yaml')
+    config.write_text(yaml.safe_dump(study.config(trial)))
+    train.main(['-c', str(config), '--output', str(config.parent), '--experiment', trial.name, '--epochs', '1'])
+    (study.path(trial) / 'result.json').unlink()
+    monkeypatch.setattr(trial_queue.subprocess, 'run', in_process)
     told = []
-    run_list.work(study, [run], lambda run: True, lambda run, seconds: told.append(run))
-    assert len(study.record(run).columns['epoch']) == 2 and '--resume' in calls[0] and told == [run]
+    trial_queue.work(study, lambda: [trial], lambda trial: True, lambda trial, seconds: told.append(trial))
+    assert len(study.record(trial).columns['epoch']) == 2 and '--resume' in calls[0] and told == [trial]
 
-    (run,) = METHOD.baseline().runs('wide_resnet10_1', 0)
+    (trial,) = METHOD.baseline().trials('wide_resnet10_1', 0)
     for code in (1, 2):
         def end(command, stdout, code=code, **_):
             stdout.write('Traceback\ntrain.py: error: no such thing\n\n')
             return subprocess.CompletedProcess(command, code)
-        monkeypatch.setattr(run_list.subprocess, 'run', end)
+        monkeypatch.setattr(trial_queue.subprocess, 'run', end)
         if code == 2:
             with pytest.raises(ValueError, match='^no such thing$'):
-                run_list.work(study, [run], lambda run: True, lambda run, seconds: told.append(run))
+                trial_queue.work(study, lambda: [trial], lambda trial: True, lambda trial, seconds: told.append(trial))
         else:
-            run_list.work(study, [run], lambda run: True, lambda run, seconds: told.append(run))
-            assert told[1] == run and study.failure(run) == 'train.py: error: no such thing'
+            trial_queue.work(study, lambda: [trial], lambda trial: True, lambda trial, seconds: told.append(trial))
+            assert told[1] == trial and study.failure(trial) == 'train.py: error: no such thing'
 
 
-def test_two_processes_share_the_runs_and_a_second_call_trains_nothing(recipe, tmp_path):
+def test_two_processes_share_the_trials_and_a_second_call_trains_nothing(recipe, tmp_path):
     command = [sys.executable, '-m', 'a2aug_timm.study', 'table7', '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds',
                '1']
     processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -279,25 +316,30 @@ def test_two_processes_share_the_runs_and_a_second_call_trains_nothing(recipe, t
 
     main(['table7', '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '1'])
     assert {path.parent.name: path.stat().st_mtime_ns for path in runs.glob('*/result.json')} == done
+
+    shutil.rmtree(runs)  # the kept results are enough, for the tables and to train nothing again
+    main(['table7', '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '1'])
+    assert not list(runs.glob('*/result.json'))
     main(['table8', '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '1', '--budget', '0'])
     page = (tmp_path / 'out' / 'study.md').read_text(encoding='utf-8')
     assert 'python -m a2aug_timm.study table8 -c' in page and '| no KL | – |' in page
     assert 'Table 7' in page and '| adaptive ensemble | – |' not in page
 
 
-def test_estimates_are_by_views_and_a_budget_begins_nothing_that_would_end_later(study):
-    runs = [run for row in TABLES['table1'](METHOD) for run in row.runs('net', 0)]
-    estimate = Estimate(study, runs, 1000, may_probe=False)
-    assert estimate.seconds(runs[0]) is None
-    for run in runs[:2]:
-        finish(study, run, 80., seconds=30.)
-    assert [estimate.seconds(run) for run in runs if run.setting.name in ('a2aug2', 'baseline-2x')] == [60., 60.]
+def test_estimates_are_proportional_to_the_views(study):
+    trials = [trial for row in TABLES['table1'](METHOD) for trial in row.trials('net', 0)]
+    estimate = Estimate(study, trials, 1000, may_probe=False)
+    assert estimate.seconds(trials[0]) is None
+    for trial in trials[:2]:
+        finish(study, trial, 80., seconds=30.)
+    doubled = [trial for trial in trials if trial.setting.name in ('a2aug2', 'baseline-2x')]
+    assert [estimate.seconds(trial) for trial in doubled] == [60., 60.]
 
 
-def test_a_plan_says_runs_and_hours_and_leaves_nothing(recipe, tmp_path, capsys):
+def test_a_plan_prints_runs_and_hours_and_writes_nothing(recipe, tmp_path, capsys):
     main(['table1', 'table8', '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '2', '--plan'])
     out = capsys.readouterr().out
-    # A seed: the baseline and the grid's 3 policies, a longer run of either, A²-Aug and its two variants.
+    # Per seed: the baseline and the grid's 3 policies, a longer trial of each kind, A²-Aug and its two variants.
     assert '18 runs, 0 of them done' in out
     assert 'hours of training' in out and 'unknown' not in out
     assert not (tmp_path / 'out').exists()
@@ -313,18 +355,20 @@ def test_a_recipe_of_named_policies_is_checked_and_planned(recipe, tmp_path, cap
 @pytest.mark.parametrize('table, num_runs', [('table6', 2), ('table5', 6), ('choices', 18), ('table2', 14)])
 def test_any_table_can_be_made_alone(recipe, tmp_path, capsys, table, num_runs):
     study = Study(tmp_path / 'out', {}, 1, ['wide_resnet10_1'], 2)
-    finish(study, METHOD.joint().runs('wide_resnet10_1', 0)[0], 80., seconds=720.)
+    finish(study, METHOD.joint().trials('wide_resnet10_1', 0)[0], 80., seconds=720.)
     main([table, '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '2', '--plan'])
     out = capsys.readouterr().out
     assert f'{num_runs} runs, 1 of them done' in out and 'wide_resnet10_1-a2aug2-seed1' in out and '2×  0.20 h' in out
 
 
 @pytest.mark.parametrize('flags, words', [
-    (['--a2aug-branches', '1'], 'needs a recipe of A²-Aug'), (['--seed', '3'], '--seed is what a study sets itself'),
-    (['--a2aug-policies', 'v0', 'v0'], 'each another, got v0 v0'), (['--seeds', '0'], '--seeds and --nproc are 1'),
-    (['--budget', 'nan'], '--budget 0 or more'),
-    (['--a2aug-kl-weight', '0'], '--a2aug-kl-weight is what the tables compare'),
-    (['--lr', '0.1', 'figure4'], "what is 'figure4'?"), (['--val-split', ''], 'reports the validation split'),
+    (['--a2aug-branches', '1'], 'needs a recipe of A²-Aug'), (['--seed', '3'], '--seed is set by the study itself'),
+    (['--a2aug-policies', 'v0', 'v0'], '2 different policies, got v0 v0'),
+    (['--seeds', '0'], '--seeds and --nproc must be at least 1'),
+    (['--budget', 'nan'], '--budget at least 0'),
+    (['--a2aug-kl-weight', '0'], '--a2aug-kl-weight is compared by the tables'),
+    (['--lr', '0.1', 'figure4'], "'figure4' is not expected here"),
+    (['--val-split', ''], 'accuracy on the validation split'),
     (['--model', 'resnet18', 'wide_resnet10_1', '--input-size', '1', '16', '16', '--holdout', '2000'], 'be held out'),
     (['--modle', 'resnet18'], "unknown argument '--modle'"), (['--model', 'resnet81'], 'resnet81'),
     (['--dataset', 'torch/cifar10', '--data', '/nowhere'], "no data folder '/nowhere'"),
@@ -336,7 +380,7 @@ def test_bad_input_is_refused_before_any_work(recipe, tmp_path, capsys, flags, w
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_folder_keeps_one_recipe(recipe, study, capsys):
+def test_a_folder_belongs_to_one_recipe(recipe, study, capsys):
     kept = {name: value for name, value in RECIPE.items() if name not in ('epochs', 'model')}
     Study(study.folder, {**kept, 'lr': 0.3, 'checkpoint_hist': 1, 'workers': 5}, 1, ['net'], 4).keep()
     with pytest.raises(SystemExit):
