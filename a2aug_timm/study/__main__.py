@@ -23,7 +23,7 @@ from ..train.tracking import command_and_versions
 from . import Run, Study
 from .estimate import Estimate
 from .rows import TABLES, Method
-from .run_list import TRAIN, claim, work
+from .run_list import claim, work
 
 # What a study sets itself, or its tables compare.
 _OWN = ('seed', 'a2aug_seed', 'aa', 'output', 'experiment', 'resume', 'start_epoch',
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
                           epilog="Every other flag is train.py's, and belongs to the recipe.")
     add = parser.add_argument
     add('tables', nargs='+', choices=[*TABLES, 'all'], metavar='TABLE', help=', '.join(TABLES) + ', or all')
-    add('-c', '--config', metavar='FILE', help="the recipe, one of A²-Aug, as train.py's -c takes it")
+    add('-c', '--config', metavar='RECIPE', help='name of a recipe of A²-Aug, or YAML file')
     add('-o', '--output', default='output/study', metavar='FOLDER',
         help='folder of the tables, and of the runs below it (default: output/study)')
     add('--data', metavar='DIR', help="images, as train.py's --data-dir")
@@ -73,8 +73,6 @@ def prepare(args: argparse.Namespace, flags: Sequence[str]) -> tuple[Study, Meth
     """
     if importlib.util.find_spec('matplotlib') is None:
         raise ValueError('a study draws with matplotlib: pip install -e ".[report]"')
-    if not TRAIN.is_file():
-        raise ValueError(f'a study runs train.py, which is not at {TRAIN}; install this package with pip install -e')
     if is_distributed_env():
         raise ValueError('a study starts the processes of its runs itself; start it once, with --nproc, and without '
                          'WORLD_SIZE or SLURM_NTASKS')
@@ -184,9 +182,14 @@ def write_all(study: Study, method: Method, tables: Sequence[str], command: Sequ
     print(f'{study.folder / PAGE}, and its tables and figures beside it{rest}')
 
 
-if __name__ == '__main__':
+def command() -> None:
+    """Entry point of ``a2aug-study``: run ``main``; Ctrl-C ends it with one sentence and exit code 130."""
     try:
         main()
     except KeyboardInterrupt:
-        print('stopped; the same command goes on where this one ended', file=sys.stderr)
+        print('stopped; the same command resumes the study', file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == '__main__':
+    command()

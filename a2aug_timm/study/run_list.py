@@ -14,7 +14,7 @@ import yaml
 from ..engine.checkpoint import atomic_write
 from . import Run, Study
 
-TRAIN = Path(__file__).resolve().parents[2] / 'train.py'
+TRAIN = 'a2aug_timm.train'
 
 
 def work(
@@ -86,9 +86,9 @@ def train(study: Study, run: Run, lock: TextIO) -> None:
 
 
 def launcher(study: Study) -> list[str | Path]:
-    """What starts train.py: Python, or torchrun if a run has several processes."""
+    """Command that starts the training module: Python, or torchrun if a run has several processes."""
     several = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={study.num_processes}']
-    return [sys.executable, *(several if study.num_processes > 1 else []), TRAIN]
+    return [sys.executable, *(several if study.num_processes > 1 else []), '-m', TRAIN]
 
 
 def last_line(text: str) -> str:

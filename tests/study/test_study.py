@@ -234,8 +234,9 @@ def test_a_stopped_run_goes_on_and_one_that_fails_is_told(study, monkeypatch):
     calls = []
 
     def in_process(command, **kwargs):
-        calls.append(command[2:])
-        train.main(command[2:])
+        assert command[:3] == [sys.executable, '-m', 'a2aug_timm.train']
+        calls.append(command[3:])
+        train.main(command[3:])
         return subprocess.CompletedProcess(command, 0)
 
     config = study.beside(run, 'yaml')
