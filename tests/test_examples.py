@@ -1,16 +1,15 @@
 """The examples run, and what they return is what they say."""
 import importlib.util
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from torchvision.transforms.functional import resize, to_tensor
 
-import a2aug_timm
 from a2aug_timm.data.datasets import DigitsDataset
+from tests import ROOT
 
-PATH = Path(a2aug_timm.__file__).resolve().parents[1] / 'examples' / 'a2aug_in_60_lines.py'
+PATH = ROOT / 'examples' / 'a2aug_in_60_lines.py'
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import a2aug_timm
+from tests import ROOT
 
-ROOT = Path(a2aug_timm.__file__).resolve().parents[1]
 COMMANDS = ('train', 'validate', 'export', 'report', 'study')
 
 
