@@ -1,9 +1,6 @@
 #!/usr/bin/env python3
 """The command ``python -m a2aug_timm.train`` under the name that timm's users type; ``--help`` lists its flags."""
-from timm.utils import setup_default_logging
-
-from a2aug_timm.train.__main__ import main
+from a2aug_timm.train.__main__ import command
 
 if __name__ == '__main__':
-    setup_default_logging()
-    main()
+    command()

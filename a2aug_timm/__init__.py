@@ -12,4 +12,22 @@ from .loss import A2AugLoss
 from .multi_branch import MultiBranchBN, MultiBranchNetwork, MultiBranchNorm
 from .task import A2AugTask
 
+__version__ = '0.2.0.dev0'
+__all__ = [
+    'A2AugLoss',
+    'A2AugTask',
+    'MultiBranchBN',
+    'MultiBranchNetwork',
+    'MultiBranchNorm',
+    'MultiPolicyRandAugment',
+    'add_pretrained_file',
+    'convert_multi_branch_bn',
+    'convert_multi_branch_norm',
+    'export_branch',
+    'extract_branch',
+    'models',
+    'sample_policies',
+    'select_branch',
+]
+
 add_pretrained_file()

@@ -1,13 +1,17 @@
 """Strict configuration: one-sentence errors, YAML files checked against the parser, and the names that were set."""
 import argparse
 import difflib
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from timm.utils import ParseKwargs
 from timm.utils.distributed import world_info_from_env
+
+from .recipes import find_config
 
 _UNSET = object()
 
@@ -19,8 +23,10 @@ class StrictParser(argparse.ArgumentParser):
         replaces: Argument of the command line -> arguments of the config file that it replaces, besides itself.
     """
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(allow_abbrev=False, **kwargs)
+    def __init__(self, prog: str, **kwargs: Any):
+        # A message names the program as the user typed it; the console scripts are a2aug-train, a2aug-validate, …
+        typed = Path(sys.argv[0]).name
+        super().__init__(prog=typed if typed.startswith('a2aug-') else prog, allow_abbrev=False, **kwargs)
         self.replaces: dict[str, set[str]] = {}
 
     def error(self, message: str) -> NoReturn:
@@ -53,7 +59,7 @@ class StrictParser(argparse.ArgumentParser):
         return {name for name, value in vars(args).items() if name in defaults and value != defaults[name]}
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
-        """Parse a command line over an optional ``-c FILE`` of YAML over the defaults.
+        """Parse a command line over an optional ``-c RECIPE`` of YAML over the defaults.
 
         Returns:
             The arguments, and the names of those that the command line or the file set.
@@ -79,6 +85,8 @@ class StrictParser(argparse.ArgumentParser):
         return args, explicit | set(settings)
 
     def _read_yaml(self, path: str, actions: dict[str, argparse.Action]) -> dict[str, Any]:
+        with self.user_errors():
+            path = find_config(path)
         try:
             with open(path, encoding='utf-8') as file:
                 settings = yaml.safe_load(file) or {}

@@ -19,7 +19,7 @@ from .recipe import check_config, method_of, num_train_images, read_recipe
 from .rows import TABLES, Method
 from .study_folder import Study
 from .trial import Trial
-from .trial_queue import TRAIN, claim, work
+from .trial_queue import claim, work
 
 # Arguments of a recipe that a row may change.
 _MAY_CHANGE = {'a2aug_branches', 'a2aug_policies', 'cutout'}
@@ -80,8 +80,6 @@ def check_command(args: argparse.Namespace) -> None:
     """
     if importlib.util.find_spec('matplotlib') is None:
         raise ValueError('a study draws with matplotlib: pip install -e ".[report]"')
-    if not TRAIN.is_file():
-        raise ValueError(f'a study runs train.py, which is not at {TRAIN}; install this package with pip install -e')
     if is_distributed_env():
         raise ValueError('a study starts the processes of its runs itself; start it once, with --nproc, and without '
                          'WORLD_SIZE or SLURM_NTASKS')
@@ -150,9 +148,14 @@ def write_all(study: Study, method: Method, tables: Sequence[str], command: Sequ
     print(f'The page is {study.folder / PAGE}; tables and figures are in the same folder{rest}.')
 
 
-if __name__ == '__main__':
+def command() -> None:
+    """Entry point of ``a2aug-study``: run ``main``; Ctrl-C ends it with one sentence and exit code 130."""
     try:
         main()
     except KeyboardInterrupt:
-        print('Stopped; the same command resumes the study.', file=sys.stderr)
+        print('stopped; the same command resumes the study', file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == '__main__':
+    command()

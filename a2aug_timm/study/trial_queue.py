@@ -15,7 +15,7 @@ from ..engine.checkpoint import atomic_write
 from .study_folder import Study
 from .trial import Trial
 
-TRAIN = Path(__file__).resolve().parents[2] / 'train.py'
+TRAIN = 'a2aug_timm.train'
 
 
 def work(
@@ -90,9 +90,9 @@ def train(study: Study, trial: Trial, lock: TextIO) -> None:
 
 
 def launcher(study: Study) -> list[str | Path]:
-    """Beginning of the command that starts train.py: Python, or torchrun if a trial has several processes."""
+    """Command that starts the training module: Python, or torchrun if a trial has several processes."""
     several = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={study.num_processes}']
-    return [sys.executable, *(several if study.num_processes > 1 else []), TRAIN]
+    return [sys.executable, *(several if study.num_processes > 1 else []), '-m', TRAIN]
 
 
 def last_line(text: str) -> str:

@@ -248,6 +248,11 @@ def exit_on_bad_loss(folder: RunFolder) -> Iterator[None]:
         sys.exit(1)
 
 
-if __name__ == '__main__':
+def command() -> None:
+    """Entry point of ``a2aug-train``: set up logging as timm's scripts do and run ``main``."""
     utils.setup_default_logging()
     main()
+
+
+if __name__ == '__main__':
+    command()

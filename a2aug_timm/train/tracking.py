@@ -21,7 +21,15 @@ def command_and_versions(command: Sequence[str] | None = None) -> list[str]:
     """Command (default: that of this process), time, and versions of Python and the libraries."""
     versions = f'torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}'
     now = f'{datetime.now():%Y-%m-%d %H:%M}'
-    return [shlex.join(command or sys.argv), f'{now}, Python {platform.python_version()}, {versions}']
+    return [shlex.join(command or _typed_command()), f'{now}, Python {platform.python_version()}, {versions}']
+
+
+def _typed_command() -> list[str]:
+    """This process's command line; Python replaces ``-m a2aug_timm.train`` in ``sys.argv`` by a path."""
+    program = Path(sys.argv[0])
+    if program.name == '__main__.py':
+        return ['python', '-m', f'a2aug_timm.{program.parent.name}', *sys.argv[1:]]
+    return sys.argv
 
 
 def start_wandb(args: argparse.Namespace, run_args: dict[str, Any], name: str) -> Callable[[dict[str, Any]], None]:

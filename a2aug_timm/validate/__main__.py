@@ -204,6 +204,11 @@ def log_batch(batch: int, num_batches: int | None, log_freq: int) -> None:
         _logger.info('Test: [%4d/%s]', batch, num_batches - 1 if num_batches else '?')
 
 
-if __name__ == '__main__':
+def command() -> None:
+    """Entry point of ``a2aug-validate``: set up logging as timm's scripts do and run ``main``."""
     utils.setup_default_logging()
     main()
+
+
+if __name__ == '__main__':
+    command()

@@ -11,7 +11,7 @@ from ..cli.shared_arguments import add_input, add_source
 def validate_parser() -> StrictParser:
     """Parser of validate.py."""
     parser = StrictParser(prog='validate.py', description='Evaluate plain checkpoints, export folders or branches.')
-    parser.add_argument('-c', '--config', metavar='FILE', help='YAML file of arguments; the command line overrides it')
+    parser.add_argument('-c', '--config', metavar='RECIPE', help='recipe by name or YAML file; the command line wins')
     _add_data(parser)
     _add_model(parser)
     _add_device(parser)

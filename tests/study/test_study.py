@@ -271,8 +271,9 @@ def test_a_stopped_trial_is_resumed_and_a_failed_one_is_reported(study, monkeypa
     calls = []
 
     def in_process(command, **kwargs):
-        calls.append(command[2:])
-        train.main(command[2:])
+        assert command[:3] == [sys.executable, '-m', 'a2aug_timm.train']
+        calls.append(command[3:])
+        train.main(command[3:])
         return subprocess.CompletedProcess(command, 0)
 
     config = study.beside(trial, 'yaml')

@@ -12,7 +12,7 @@ from tests.commands import built
 
 HPARAMS = ROOT / 'hparams'
 FILES = sorted(str(path.relative_to(HPARAMS)) for path in HPARAMS.rglob('*.yaml'))
-spec = importlib.util.spec_from_file_location('recipes', HPARAMS / 'recipes.py')
+spec = importlib.util.spec_from_file_location('recipes', ROOT / 'docs' / 'recipes.py')
 recipes = sys.modules['recipes'] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(recipes)
 

@@ -7,7 +7,7 @@ from .a2aug_flags import add_a2aug
 def train_parser() -> StrictParser:
     """Parser of train.py."""
     parser = StrictParser(prog='train.py', description='Train a timm model, with A²-Aug branches or plainly.')
-    parser.add_argument('-c', '--config', metavar='FILE', help='YAML file of arguments; the command line overrides it')
+    parser.add_argument('-c', '--config', metavar='RECIPE', help='recipe by name or YAML file; the command line wins')
     timm_flags.add_data(parser)
     timm_flags.add_model(parser)
     timm_flags.add_device(parser)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Write a recipe for each cell of the paper's tables that can be trained: hparams/{cifar10,cifar100,imagenet}/*.yaml.
 
-    python hparams/recipes.py
+    python docs/recipes.py
 
-What a recipe's header claims is written once, here. A run takes one of the files and needs nothing of this script.
+This script is the only place where the headers' claims are written. Training reads the YAML files alone.
 """
 import textwrap
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent.parent / 'hparams'
 
 # Settings that a data set's recipes share, and where they come from.
 SHARED = {
@@ -147,7 +147,7 @@ _Dumper.add_representer(list, lambda dumper, value: dumper.represent_sequence('t
 
 
 def recipes() -> list[Recipe]:
-    """All of them."""
+    """All recipes that this script writes."""
     cells = [_cell(data_set, row, method) for data_set, rows in ROWS.items() for row in rows for method in row.expected]
     return cells + _ablations()
 
