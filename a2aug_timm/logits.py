@@ -66,14 +66,20 @@ def _select_in_backward(model: nn.Module, branch: int, logits: torch.Tensor) -> 
     logits.register_hook(select)
 
 
-def branch_logits(model: nn.Module, images: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
+def branch_logits(
+        model: nn.Module,
+        images: torch.Tensor,
+        sizes: Sequence[int] | None = None,
+        branches: Sequence[int] | None = None,
+) -> torch.Tensor:
     """Logits of every branch for the same images, each with its own norms; for eval.
 
     Args:
         sizes: Resolution of each branch; ignored for a plain model.
+        branches: Indices of the branches (default: all); ignored for a plain model.
 
     Shape:
-        ``[B, C, H, W]`` -> ``[N, B, K]``; a plain model is one branch.
+        ``[B, C, H, W]`` -> ``[N, B, K]``, or as many as there are ``branches``; a plain model is one branch.
     """
     num_branches = num_branches_of(model)
     if num_branches == 1:
@@ -81,9 +87,9 @@ def branch_logits(model: nn.Module, images: torch.Tensor, sizes: Sequence[int] |
     if isinstance(model, OptimizedModule):
         torch._dynamo.maybe_mark_dynamic(images, 0)  # or a smaller last batch would compile again
     logits = []
-    for branch, size in enumerate(sizes or [None] * num_branches):
+    for branch in range(num_branches) if branches is None else branches:
         with select_branch(model, branch):
-            logits.append(_main_logits(model, resize(images, size)))
+            logits.append(_main_logits(model, resize(images, sizes[branch] if sizes else None)))
     return torch.stack(logits)
 
 

@@ -21,6 +21,7 @@ class StrictParser(argparse.ArgumentParser):
 
     Attributes:
         replaces: Argument of the command line -> arguments of the config file that it replaces, besides itself.
+        switches_off: The same for one value of an argument of the command line.
     """
 
     def __init__(self, prog: str, **kwargs: Any):
@@ -28,6 +29,7 @@ class StrictParser(argparse.ArgumentParser):
         typed = Path(sys.argv[0]).name
         super().__init__(prog=typed if typed.startswith('a2aug-') else prog, allow_abbrev=False, **kwargs)
         self.replaces: dict[str, set[str]] = {}
+        self.switches_off: dict[tuple[str, Any], set[str]] = {}
 
     def error(self, message: str) -> NoReturn:
         local_rank = world_info_from_env()[0]
@@ -77,12 +79,18 @@ class StrictParser(argparse.ArgumentParser):
         args.__dict__.pop('config', None)
         settings = self._read_yaml(config.config, actions) if config.config else {}
         explicit = {name for name, value in vars(args).items() if value is not _UNSET and value is not None}
-        for name in set().union(*(self.replaces.get(name, ()) for name in explicit)):
-            settings.pop(name, None)
+        for name in self._replaced(args, explicit) & settings.keys():
+            settings.pop(name)
         for name, action in actions.items():
             if name not in explicit:
                 setattr(args, name, settings.get(name, action.default))
         return args, explicit | set(settings)
+
+    def _replaced(self, args: argparse.Namespace, explicit: set[str]) -> set[str]:
+        """Arguments of the config file that those of the command line replace."""
+        names = set().union(*(self.replaces.get(name, ()) for name in explicit))
+        return names.union(*(others for (name, value), others in self.switches_off.items()
+                             if name in explicit and getattr(args, name) == value))
 
     def _read_yaml(self, path: str, actions: dict[str, argparse.Action]) -> dict[str, Any]:
         with self.user_errors():

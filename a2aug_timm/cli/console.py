@@ -28,7 +28,7 @@ class RunProgress:
         self.num_epochs = num_epochs
         self._num_updates = num_updates
         self._start_epoch = start_epoch
-        self._epoch = start_epoch
+        self.epoch = start_epoch
         self._start_time = time.perf_counter()
         self._enabled = enabled
         self.console = Console(stderr=True, quiet=not enabled)
@@ -53,7 +53,7 @@ class RunProgress:
 
     def start_epoch(self, epoch: int) -> None:
         """Start the progress of an epoch, counted from 0."""
-        self._epoch = epoch
+        self.epoch = epoch
         if self._bar is not None:
             self._bar.start()
             self._bar.update(
@@ -66,11 +66,11 @@ class RunProgress:
             if terms is not None:
                 self._bar.update(self._task, note=f"loss {terms['loss']:.3g}  lr {lr:.2e}  {rate:.0f} img/s")
         elif terms is not None and self._enabled:
-            done = (self._epoch - self._start_epoch) * self._num_updates + update + 1
+            done = (self.epoch - self._start_epoch) * self._num_updates + update + 1
             total = (self.num_epochs - self._start_epoch) * self._num_updates
             seconds = (time.perf_counter() - self._start_time) * (total - done) / done
             _logger.info(
-                'Train: %d [%4d/%d (%3.0f%%)]  Loss: %#.3g  %.2f/s  LR: %.3e  ETA: %s', self._epoch, update,
+                'Train: %d [%4d/%d (%3.0f%%)]  Loss: %#.3g  %.2f/s  LR: %.3e  ETA: %s', self.epoch, update,
                 self._num_updates, 100 * (update + 1) / self._num_updates, terms['loss'], rate, lr,
                 timedelta(seconds=round(seconds)))
 

@@ -10,9 +10,19 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader, _worker_init, fast_collate
 from timm.data.random_erasing import RandomErasing
 from timm.data.scheduled_sampler import ScheduledBatchSampler, ScheduledTransformDataset
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler, Sampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+)
 from torch.utils.data import default_collate as torch_collate
 from torchvision.transforms import Compose
+
+from .draw import BranchDraw, DrawnBatches
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ def create_train_loader(
         is_distributed: bool = False,
         num_repeats: float = 0,
         size_schedule: dict[str, Any] | None = None,
+        draw: BranchDraw | None = None,
         keeps_running: bool = False,
         worker_seeding: str = 'all',
         pin_memory: bool = False,
@@ -69,20 +80,17 @@ def create_train_loader(
         prefetch: Settings of timm's prefetcher; None normalises in the workers.
         num_repeats: Draws of each image per epoch, spread over the ranks.
         size_schedule: Arguments of timm's ``ScheduledBatchSampler``, for batches of several image sizes.
+        draw: Draw of the branches of each batch, for data sets of views.
         keeps_running: Use timm's loader that keeps running between epochs.
         worker_seeding: ``all`` or ``part``, as in timm.
     """
     sampler = _create_sampler(dataset, is_distributed, num_repeats)
     if size_schedule is None:
         dataset.transform, = transforms
-        is_stream = isinstance(dataset, IterableDataset)
-        batches: dict[str, Any] = dict(
-            batch_size=batch_size, shuffle=sampler is None and not is_stream, sampler=sampler, drop_last=True)
     else:
         dataset.transform = None
         dataset = ScheduledTransformDataset(dataset, transforms)
-        batches = dict(batch_sampler=ScheduledBatchSampler(
-            sampler or RandomSampler(dataset), drop_last=True, **size_schedule))
+    batches = _create_batches(dataset, sampler, batch_size, size_schedule, draw)
     images = getattr(dataset, 'dataset', dataset)
     if isinstance(images, IterableImageDataset):  # which counts its images by its workers
         images.set_loader_cfg(num_workers=num_workers)
@@ -91,6 +99,28 @@ def create_train_loader(
         pin_memory=pin_memory, worker_init_fn=partial(_worker_init, worker_seeding=worker_seeding),
         persistent_workers=num_workers > 0, **batches)
     return loader if prefetch is None else prefetch.wrap(loader)
+
+
+def _create_batches(
+        dataset: Dataset,
+        sampler: Sampler | None,
+        batch_size: int,
+        size_schedule: dict[str, Any] | None,
+        draw: BranchDraw | None,
+) -> dict[str, Any]:
+    """Arguments of torch's loader that say which images form a batch."""
+    if isinstance(dataset, IterableDataset):
+        if draw is not None:
+            dataset.draw = draw
+        return dict(batch_size=batch_size, drop_last=True)
+    if size_schedule is None and draw is None:
+        return dict(batch_size=batch_size, shuffle=sampler is None, sampler=sampler, drop_last=True)
+    sampler = sampler or RandomSampler(dataset)
+    if size_schedule is None:
+        batches: Any = BatchSampler(sampler, batch_size, drop_last=True)
+    else:
+        batches = ScheduledBatchSampler(sampler, drop_last=True, **size_schedule)
+    return dict(batch_sampler=batches if draw is None else DrawnBatches(batches, draw))
 
 
 def split_dataset(dataset: Dataset, num_splits: int) -> Dataset:

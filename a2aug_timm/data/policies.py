@@ -115,6 +115,26 @@ def sample_policies(
     return sorted(space, key=lambda policy: hashlib.sha256(f'{seed}/{policy}'.encode()).digest())[:num_policies]
 
 
+def sample_beside(
+        anchor: str | None,
+        num_policies: int,
+        seed: int,
+        num_layers: Sequence[int] = NUM_LAYERS,
+        magnitudes: Sequence[int] = MAGNITUDES,
+) -> list[str]:
+    """Draw policies as ``sample_policies`` does; an anchor, if given, is the first of them.
+
+    Raises:
+        ValueError: As ``sample_policies``.
+    """
+    if anchor is None:
+        return sample_policies(num_policies, seed, num_layers, magnitudes)
+    others = sample_policies(num_policies - 1, seed, num_layers, magnitudes) if num_policies > 1 else []
+    if anchor in others:
+        others = [policy for policy in sample_policies(num_policies, seed, num_layers, magnitudes) if policy != anchor]
+    return [anchor, *others]
+
+
 def parse_policy(policy: str) -> dict[str, str]:
     """Split a policy string into its sections, ``{'family': 'rand', 'm': '9', …}``.
 

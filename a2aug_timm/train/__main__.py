@@ -25,6 +25,7 @@ from ..cli.config import StrictParser, user_error_from
 from ..cli.console import RunProgress
 from ..cli.resolve import dtype_of
 from ..data.datasets import names_of_classes
+from ..data.draw import BranchDraw
 from ..data.views import set_epoch
 from ..engine.checkpoint import load_training_state, read_checkpoint
 from ..engine.epoch import Hooks, OptimizerStep, train_one_epoch
@@ -33,7 +34,7 @@ from ..engine.random_state import remember_workers, set_rng_state, start_workers
 from ..export import model_config
 from .arguments import train_parser
 from .checks import check_train
-from .data import Datasets, build_datasets, build_loaders, build_mixup
+from .data import Datasets, build_datasets, build_draw, build_loaders, build_mixup
 from .model import build_model, set_backends
 from .resolve import resolve, resolve_lr
 from .resume import args_of_run, check_resume, folder_of_run, output_of
@@ -209,22 +210,32 @@ def resume_random_state(
 
 def train(args: argparse.Namespace, data: Data, training: Training, run: Run) -> None:
     """Train, evaluate and save every epoch."""
-    step = training.step
+    step, draw = training.step, build_draw(args)
     with run.progress, exit_on_bad_loss(run.folder):
         for epoch in range(training.start_epoch, training.num_epochs):
             set_epoch(data.train, epoch)
             if args.mixup_off_epoch and epoch >= args.mixup_off_epoch and data.mixing is not None:
                 data.mixing.mixup_enabled = False
             run.progress.start_epoch(epoch)
-            hooks = Hooks(run.on_update, args.log_interval, partial(run.recover, epoch), args.recovery_interval)
+            hooks = Hooks(
+                run.on_update, args.log_interval, partial(run.recover, epoch), args.recovery_interval,
+                on_batch=partial(draw_branches, draw, step.task, epoch, len(data.train)))
             trained = train_one_epoch(
                 step, data.train, epoch=epoch, device=run.process.device, mix=data.mix,
                 grad_accum_steps=args.grad_accum_steps, channels_last=args.channels_last,
                 dtype=dtype_of(args.model_dtype), hooks=hooks)
             synchronize_bn(args, step.task, run.process)
+            if not run.has_started(epoch):
+                step.task.synchronize_branches(step.optimizer)
             metric = run.end_epoch(epoch, trained, data.eval, data.datasets)
             if step.lr_scheduler is not None:
                 step.lr_scheduler.step(epoch + 1, metric)
+
+
+def draw_branches(draw: BranchDraw | None, task: TrainingTask, epoch: int, num_batches: int, batch: int) -> None:
+    """Tell the task which branches the views of a batch belong to."""
+    if draw is not None:
+        task.draw_branches(draw.branches(epoch, batch, num_batches))
 
 
 def synchronize_bn(args: argparse.Namespace, task: TrainingTask, process: Process) -> None:

@@ -5,8 +5,8 @@ Nothing in this file changes an argument.
 import argparse
 import importlib.util
 
-from ..cli.checks import flag
-from ..data.policies import SPACES, check_policies, sample_policies
+from ..cli.checks import dataset_kind, flag, warn
+from ..data.policies import check_policies, sample_beside
 from .arguments.with_branches import REFUSED
 
 # Pairs that exclude each other, and why.
@@ -36,8 +36,9 @@ def refuse_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
 def check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
     """Check the flags of a run with two branches or more. Raises ``ValueError``."""
     for name, instead in REFUSED.items():
-        is_3_augment = name.startswith('color') and any('3a' in policy for policy in args.a2aug_policies)
-        if name in changed and not is_3_augment:
+        is_used = name.startswith('color') and (
+            args.aa is not None or any('3a' in policy for policy in args.a2aug_policies))
+        if name in changed and not is_used:
             raise ValueError(f'{flag(name)} contradicts --a2aug-branches {args.a2aug_branches}; {instead}')
     for pair, reason in _EXCLUSIVE.items():
         if changed.issuperset(pair):
@@ -48,6 +49,7 @@ def check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
         raise ValueError('--a2aug-op-backend opencv needs OpenCV: pip install "a2aug_timm[opencv]"')
     _check_branch_sizes(args)
     _check_policies(args, changed)
+    _check_views(args, changed)
 
 
 def _check_branch_sizes(args: argparse.Namespace) -> None:
@@ -67,15 +69,36 @@ def _check_policies(args: argparse.Namespace, changed: set[str]) -> None:
     policies = args.a2aug_policies
     if len(policies) != args.a2aug_branches:
         raise ValueError(f'--a2aug-branches {args.a2aug_branches} needs as many policies, got {len(policies)}')
+    if args.aa is not None and policies[0] != args.aa:
+        raise ValueError(f'--aa {args.aa} is the policy of branch 0, but --a2aug-policies begins with {policies[0]}')
     sizes = args.a2aug_branch_sizes or [None] * len(policies)
     for size in set(sizes):  # branches of two sizes may share a policy
         check_policies([policy for policy, own in zip(policies, sizes, strict=True) if own == size])
-    if args.a2aug_space is not None:
-        for name, values in zip(('a2aug_num_layers', 'a2aug_magnitudes'), SPACES[args.a2aug_space], strict=True):
-            if getattr(args, name) != list(values):
-                raise ValueError(f'{flag(name)} contradicts --a2aug-space {args.a2aug_space}; leave one of them out')
     seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
     for name in ('a2aug_seed', 'a2aug_space', 'a2aug_num_layers', 'a2aug_magnitudes'):
-        if name in changed and policies != sample_policies(
-                args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes):
+        if name in changed and policies != sample_beside(
+                args.aa, args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes):
             raise ValueError(f'{flag(name)} samples policies, but --a2aug-policies names them')
+
+
+def _check_views(args: argparse.Namespace, changed: set[str]) -> None:
+    num_views, num_branches = args.a2aug_views, args.a2aug_branches
+    if num_views > num_branches:
+        raise ValueError(f'--a2aug-views {num_views} is more than the {num_branches} branches')
+    if args.a2aug_anchor_share is not None and num_views == num_branches:
+        raise ValueError('--a2aug-anchor-share needs --a2aug-views below the number of branches; every step trains all')
+    if num_views < num_branches and args.resplit:
+        raise ValueError('--resplit spares the first view from erasing, but --a2aug-views changes that view per step')
+    if num_views < num_branches and dataset_kind(args.dataset, args.data_dir) in ('wds/', 'tfds/', 'hfids/'):
+        raise ValueError(f'--a2aug-views {num_views} needs images in any order, which --dataset {args.dataset} does '
+                         'not give')
+    if args.a2aug_start_epoch >= args.epochs:
+        raise ValueError(f'--a2aug-start-epoch {args.a2aug_start_epoch} is not before the end, --epochs {args.epochs}; '
+                         'no branch but the first would be trained')
+    if args.a2aug_batch == 'views' and min(args.train_batch_sizes or [args.batch_size]) < num_views:
+        raise ValueError(f'--batch-size {args.batch_size} of views holds no image in {num_views} views')
+    if num_views == 1:
+        for name in ('a2aug_kl_weight', 'a2aug_ensemble_weight', 'a2aug_no_logit_norm', 'a2aug_logit_scale',
+                     'a2aug_ensemble', 'a2aug_mu_lr_scale', 'a2aug_sequential'):
+            if name in changed:
+                warn(f'{flag(name)} has no effect with --a2aug-views 1, which trains with the cross-entropy alone')

@@ -12,6 +12,7 @@ from timm.utils.distributed import is_distributed_env
 from ..cli.checks import check_common, check_model, dataset_kind, flag, warn, warn_without
 from ..data.policies import is_known_to_timm
 from .branch_checks import check_branch_flags, refuse_branch_flags
+from .resolve import num_images_of
 
 # Flag -> the flags that have no effect without it.
 _NEEDED = {
@@ -141,8 +142,8 @@ def _check_mixup(args: argparse.Namespace, changed: set[str]) -> None:
                 warn(f'{flag(name)} has no effect without --mixup, --cutmix or --cutmix-minmax')
         return
     for size in args.train_batch_sizes or [args.batch_size]:
-        if size % 2:
-            raise ValueError(f'mixup pairs images: --batch-size must be even, got {size}')
+        if num_images_of(args, size) % 2:
+            raise ValueError(f'mixup pairs images: a batch must hold an even number, got {num_images_of(args, size)}')
     if args.mixup_mode == 'half' and args.no_prefetcher:
         raise ValueError('--mixup-mode half mixes while collating; leave --no-prefetcher out')
     if args.jsd_loss:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ..cli.resolve import dtype_of
 from ..data.cutout import Cutout
 from ..data.datasets import create_dataset, is_stream, names_of_classes
+from ..data.draw import BranchDraw
 from ..data.holdout import hold_out, take_subset, targets_of
 from ..data.loader import Prefetch, create_train_loader, split_dataset
 from ..data.mixup import CollateMixedViews, CollateMixup, MixupOfViews
@@ -21,6 +22,7 @@ from ..data.views import MultiViewDataset, MultiViewStream, collate_views
 from ..engine.process import Process
 from .checks import is_mixed
 from .naflex import build_naflex_eval_loader, build_naflex_loader
+from .resolve import num_images_of
 from .transforms import build_transforms, transform_settings
 
 _logger = logging.getLogger(__name__)
@@ -127,7 +129,8 @@ def _build_train_loader(
         collate: Callable | None,
 ) -> Any:
     loader = create_train_loader(
-        split_dataset(images, args.aug_splits), build_transforms(args, data_config), batch_size=args.batch_size,
+        split_dataset(images, args.aug_splits), build_transforms(args, data_config),
+        batch_size=num_images_of(args, args.batch_size), draw=build_draw(args),
         collate=collate, num_workers=args.workers, pin_memory=args.pin_mem, worker_seeding=args.worker_seeding,
         prefetch=None if args.no_prefetcher else _prefetch(args, data_config, process.device),
         is_distributed=process.is_distributed, num_repeats=args.aug_repeats,
@@ -139,6 +142,15 @@ def _build_train_loader(
     if args.a2aug_branches > 1 or args.aa:
         _logger.info('Policies: %s', ' '.join(args.a2aug_policies or [args.aa]))
     return loader
+
+
+def build_draw(args: argparse.Namespace) -> BranchDraw | None:
+    """Build the draw of the branches of each step; None where every step trains all branches."""
+    if args.a2aug_branches == 1:
+        return None
+    draw = BranchDraw(
+        args.a2aug_branches, args.a2aug_views, args.seed, args.a2aug_anchor_share, args.a2aug_start_epoch)
+    return None if draw.is_full and not draw.start_epoch else draw
 
 
 def _prefetch(args: argparse.Namespace, data_config: dict[str, Any], device: torch.device) -> Prefetch:
@@ -156,7 +168,8 @@ def _prefetch(args: argparse.Namespace, data_config: dict[str, Any], device: tor
 def _size_schedule(args: argparse.Namespace) -> dict[str, Any]:
     """Settings of timm's sampler of batches that have one of several image sizes each."""
     return dict(
-        batch_sizes=args.train_batch_sizes or [args.batch_size] * len(args.train_img_sizes),
+        batch_sizes=[num_images_of(args, size) for size in (
+            args.train_batch_sizes or [args.batch_size] * len(args.train_img_sizes))],
         choice_weights=args.train_size_probs, seed=args.seed, num_batches=args.train_batches_per_epoch,
         choice_schedule=args.train_size_schedule,
         schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
@@ -198,4 +211,4 @@ def build_mixup(
         return NaFlexMixup(mixup_off_epoch=args.mixup_off_epoch, **kwargs), None
     if not args.no_prefetcher:
         return (CollateMixedViews if is_joint else CollateMixup)(**kwargs), None
-    return (collate_views, MixupOfViews(args.a2aug_branches, **kwargs)) if is_joint else (None, Mixup(**kwargs))
+    return (collate_views, MixupOfViews(**kwargs)) if is_joint else (None, Mixup(**kwargs))

@@ -2,8 +2,9 @@
 import argparse
 from typing import Any
 
+from ..cli.checks import flag
 from ..cli.resolve import import_device_modules, replaced, resolve_common
-from ..data.policies import SPACES, sample_policies
+from ..data.policies import SPACES, sample_beside
 from .resume import adopt_run
 
 # timm's length of the final decay of these schedules, a share of all epochs.
@@ -33,7 +34,7 @@ def resolve(
         raise ValueError('--drop-connect is the old name of --drop-path; leave it out')
     args = replaced(
         args,
-        aa=None if args.aa == 'none' else args.aa,
+        aa=None if args.aa == 'none' and args.a2aug_branches == 1 else args.aa,
         drop_path=args.drop_path if args.drop_connect is None else args.drop_connect,
         drop_connect=None,
         decay_epochs=_decay_epochs(args, explicit, is_resumed=checkpoint is not None and 'a2aug' in checkpoint),
@@ -51,7 +52,8 @@ def resolve_lr(args: argparse.Namespace, batch_size: float, num_processes: int) 
     """
     if args.lr:
         return replaced(args, is_lr_computed=False)
-    ratio = batch_size * num_processes * args.grad_accum_steps / args.lr_base_size
+    num_views = args.a2aug_views if args.a2aug_batch == 'views' else 1  # counted as --batch-size is
+    ratio = batch_size * num_views * num_processes * args.grad_accum_steps / args.lr_base_size
     scale = args.lr_base_scale
     if not scale:
         scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
@@ -64,6 +66,11 @@ def _decay_epochs(args: argparse.Namespace, explicit: set[str], is_resumed: bool
     return args.decay_epochs if is_given else _DECAY_SHARE.get(args.sched, args.decay_epochs)
 
 
+def num_images_of(args: argparse.Namespace, batch_size: int) -> int:
+    """Images per batch of a size that ``--a2aug-batch`` counts in images or views."""
+    return batch_size // args.a2aug_views if args.a2aug_batch == 'views' else batch_size
+
+
 def _img_size(args: argparse.Namespace) -> int | None:
     """Images are loaded at the largest size of the branches and resized to the others."""
     if args.a2aug_branch_sizes and not args.input_size and args.img_size is None:
@@ -72,13 +79,21 @@ def _img_size(args: argparse.Namespace) -> int | None:
 
 
 def _with_policies(args: argparse.Namespace, explicit: set[str]) -> argparse.Namespace:
-    """Policies of the branches: those that are named, or a sample of the search space."""
+    """Decide the policies of the branches and the number of views per step.
+
+    ``--aa`` is the policy of branch 0, the anchor. The others are named, or sampled from the search space.
+    """
+    args = replaced(args, a2aug_views=args.a2aug_branches if args.a2aug_views is None else args.a2aug_views)
     if args.a2aug_space is not None:
-        space = zip(('a2aug_num_layers', 'a2aug_magnitudes'), map(list, SPACES[args.a2aug_space]), strict=True)
-        args = replaced(args, **{name: values for name, values in space if name not in explicit})
+        num_layers, magnitudes = map(list, SPACES[args.a2aug_space])
+        for name, values in (('a2aug_num_layers', num_layers), ('a2aug_magnitudes', magnitudes)):
+            if name in explicit and getattr(args, name) != values:
+                raise ValueError(f'{flag(name)} contradicts --a2aug-space {args.a2aug_space}; leave one of them out')
+        args = replaced(args, a2aug_num_layers=num_layers, a2aug_magnitudes=magnitudes)
     if args.a2aug_policies is not None:
-        return args
+        is_short = args.aa is not None and len(args.a2aug_policies) == args.a2aug_branches - 1
+        return replaced(args, a2aug_policies=[args.aa, *args.a2aug_policies]) if is_short else args
     # The seed stays with the policies, so that args.yaml is a valid config file.
     seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
-    policies = sample_policies(args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)
+    policies = sample_beside(args.aa, args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)
     return replaced(args, a2aug_seed=seed, a2aug_policies=policies)

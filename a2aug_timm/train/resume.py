@@ -5,13 +5,13 @@ from typing import Any
 
 from ..cli.checks import flag
 from ..cli.resolve import replaced
-from ..data.policies import sample_policies
+from ..data.policies import sample_beside
 
 # Values that a checkpoint fixes: another value would be another run.
 _FIXED_BY_CHECKPOINT = (
     'model', 'num_classes', 'in_chans', 'gp', 'model_kwargs', 'eval_metric', 'a2aug_branches', 'a2aug_policies',
     'a2aug_norm', 'a2aug_shared_bn', 'a2aug_independent', 'a2aug_branch_sizes', 'a2aug_ensemble',
-    'a2aug_mu_lr_scale', 'split_bn', 'holdout', 'val_split')
+    'a2aug_mu_lr_scale', 'a2aug_start_epoch', 'split_bn', 'holdout', 'val_split')
 # Values that belong to one invocation rather than to the run.
 _OF_INVOCATION = {'data', 'local_rank', 'resume', 'no_resume_opt', 'start_epoch', 'device'}
 # Weights that a run started from; a resumed run does not load them again.
@@ -44,7 +44,8 @@ def check_resume(args: argparse.Namespace, explicit: set[str], checkpoint: dict[
         raise ValueError(f'--opt {args.opt} cannot use the state of {saved["opt"]}; add --no-resume-opt')
     if explicit & _SEARCH_SPACE and 'a2aug_policies' not in explicit and saved['a2aug_policies']:
         seed = args.seed if args.a2aug_seed is None else args.a2aug_seed
-        policies = sample_policies(args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)
+        policies = sample_beside(
+            args.aa, args.a2aug_branches, seed, args.a2aug_num_layers, args.a2aug_magnitudes)
         if policies != saved['a2aug_policies']:
             raise ValueError(f"the search space flags sample {_shown(policies)}, which contradicts the checkpoint's "
                              f"{_shown(saved['a2aug_policies'])}")

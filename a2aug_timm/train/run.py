@@ -11,6 +11,7 @@ from timm import utils
 from torch import distributed as dist
 from torch import nn
 
+from ..branches import num_branches_of
 from ..cli.console import RunProgress, branch_labels, branch_table, print_table
 from ..cli.resolve import dtype_of
 from ..engine.checkpoint import read_checkpoint, state_dict_of, training_state
@@ -48,7 +49,7 @@ class Run:
     workers: RememberingCollate | None = None
     log: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
     # Counted since the last row of the summary; with --val-interval some epochs have no row.
-    _num_images: int = field(default=0, init=False)
+    _num_views: int = field(default=0, init=False)
     _seconds: float = field(default=0., init=False)
 
     def on_update(self, update: Update) -> None:
@@ -58,7 +59,13 @@ class Run:
         self.progress.on_update(update.number, update.terms, update.rate, update.lr)
         if self.args.save_images and update.terms is not None and self.process.is_primary:
             path = self.folder.path / f'train-batch-{update.number}.jpg'
-            save_batch(update.images, self.args.a2aug_branches, path)
+            save_batch(update.images, self.num_views_in(self.progress.epoch), path)
+
+    def num_views_in(self, epoch: int) -> int:
+        """Number of views per image in an epoch."""
+        if self.args.a2aug_branches == 1 or not self.has_started(epoch):
+            return 1
+        return self.args.a2aug_views
 
     def recover(self, epoch: int, update: int) -> None:
         """Save a checkpoint in the middle of an epoch; a resume from it restarts that epoch."""
@@ -83,7 +90,7 @@ class Run:
         Raises:
             FloatingPointError: The weights, or the losses of all branches, are not finite.
         """
-        self._num_images += trained.num_images
+        self._num_views += trained.num_images * self.num_views_in(epoch)
         self._seconds += trained.seconds
         if (epoch + 1) % self.args.val_interval and epoch + 1 < self.progress.num_epochs:
             return None
@@ -93,8 +100,8 @@ class Run:
             metric = record['metrics'][record['best_branch']][self.args.eval_metric]
         row = summary_row(
             epoch, trained.terms, record['metrics'], record['mu'], record['best_branch'], self.step.lr,
-            train_views=self._num_images * self.args.a2aug_branches, train_seconds=round(self._seconds, 3))
-        self._num_images, self._seconds = 0, 0.
+            train_views=self._num_views, train_seconds=round(self._seconds, 3))
+        self._num_views, self._seconds = 0, 0.
         state = self._state()
         num_skipped = self._count_skipped(datasets)
         if self.process.is_primary:
@@ -111,8 +118,7 @@ class Run:
             raise FloatingPointError(f'the weights are not finite after epoch {epoch}')
         if loader is None:
             return record
-        metrics = self._evaluate(
-            partial(branch_logits, model, sizes=args.a2aug_branch_sizes), record['mu'], loader)
+        metrics = self._metrics(model, epoch, record['mu'], loader)
         sign = -1 if args.eval_metric == 'loss' else 1
         num_judged = 1 if record['own'] == 'nothing' else len(record['mu'])
         finite = [branch for branch in range(num_judged) if math.isfinite(metrics[branch]['loss'])]
@@ -122,6 +128,19 @@ class Run:
         best_branch = max(
             finite, key=lambda branch: (sign * metrics[branch][args.eval_metric], -metrics[branch]['loss']))
         return {**record, 'metrics': metrics, 'best_branch': best_branch}
+
+    def _metrics(self, model: nn.Module, epoch: int, mu: list[float], loader: Any) -> list[dict[str, float]]:
+        """Metrics of every branch and the ensemble."""
+        predict = partial(branch_logits, model, sizes=self.args.a2aug_branch_sizes)
+        if self.has_started(epoch) or self.args.a2aug_branch_sizes or len(mu) == 1:
+            return self._evaluate(predict, mu, loader)
+        # All branches are copies of branch 0, so their metrics, and those of the ensemble, are equal.
+        first, = self._evaluate(partial(predict, branches=[0]), [1.], loader)
+        return [first] * (1 if num_branches_of(model) == 1 else len(mu) + 1)
+
+    def has_started(self, epoch: int) -> bool:
+        """Whether all branches are trained in an epoch, or branch 0 alone (``--a2aug-start-epoch``)."""
+        return epoch >= self.args.a2aug_start_epoch
 
     def _evaluate(self, predict: Callable, mu: list[float], loader: Any) -> list[dict[str, float]]:
         return evaluate(
@@ -180,7 +199,11 @@ class Run:
         labels = branch_labels(record['policies'], record['branch_sizes'])
         if record['own'] == 'nothing':
             labels = ['all policies, shared batch norm']
-        print_table(title, branch_table(labels, record['metrics'], record['mu'], record['best_branch']))
+        metrics = record['metrics']
+        if not self.has_started(record['epoch']):
+            title += f'  (branches start at epoch {self.args.a2aug_start_epoch + 1})'
+            labels, metrics = labels[:1], metrics[:1]
+        print_table(title, branch_table(labels, metrics, record['mu'], record['best_branch']))
 
     def finish(self, loader: Any) -> None:
         """Evaluate the chosen branch on the test images, if there are any, and print and save the result.

@@ -26,6 +26,7 @@ from ..engine.process import Process
 from ..task import A2AugDistillationTask, A2AugTask
 from .checks import is_mixed
 from .naflex import build_naflex_loss_scale
+from .resolve import num_images_of
 
 
 def build_task(
@@ -93,7 +94,7 @@ def _a2aug_task(
         logit_norm=not args.a2aug_no_logit_norm, logit_scale=args.a2aug_logit_scale,
         reduction=args.a2aug_loss_reduction)
     common = dict(loss_kwargs=loss_kwargs, branch_sizes=args.a2aug_branch_sizes, sequential=args.a2aug_sequential,
-                  **common)
+                  num_views=args.a2aug_views, starts_late=args.a2aug_start_epoch > 0, **common)
     if teacher is None:
         return A2AugTask(model, criterion, args.a2aug_branches, **common)
     return A2AugDistillationTask(
@@ -169,7 +170,7 @@ def _scale_lr_of_mu(optimizer: torch.optim.Optimizer, task: A2AugTask, scale: fl
 
 def mean_batch_size(args: argparse.Namespace, loader: Any) -> float:
     """Mean number of images per batch, which ``--train-batch-sizes`` may vary."""
-    return loader.batch_sampler.average_batch_size if args.train_img_sizes else args.batch_size
+    return loader.batch_sampler.average_batch_size if args.train_img_sizes else num_images_of(args, args.batch_size)
 
 
 def build_loss_scale(

@@ -9,7 +9,7 @@ from timm.data import create_transform
 from torchvision.transforms import Compose, RandomCrop, Resize
 
 from ..data.cutout import Cutout
-from ..data.policies import MultiPolicyRandAugment, create_policy, is_known_to_timm
+from ..data.policies import MultiPolicyRandAugment, create_policy, identity, is_known_to_timm
 from ..data.views import BranchTransform, ViewTransform
 
 
@@ -65,7 +65,7 @@ def _build_transform(
 def _with_policies(
         args: argparse.Namespace,
         data_config: dict[str, Any],
-        size: Sequence[int],
+        size: tuple[int, int],
         stages: Sequence[Callable],
 ) -> Callable:
     kwargs = dict(img_size=size, mean=data_config['mean'], interpolation=args.train_interpolation,
@@ -80,7 +80,26 @@ def _with_policies(
         stages = _from_arrays(stages, is_uint8=not args.no_prefetcher)
     base, after_policy, to_tensor = stages
     branches = [BranchTransform(policy, after_policy) for policy in policies.transforms]
+    if args.aa is not None and (args.aa == 'none' or is_known_to_timm(args.aa)):
+        branches[0] = _anchor(args, data_config, size, after_policy)
     return ViewTransform(base, branches, to_tensor, args.a2aug_independent_crops)
+
+
+def _anchor(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        size: tuple[int, int],
+        after_policy: Callable,
+) -> BranchTransform:
+    """Part of branch 0 where ``--aa`` names its policy: timm's own middle stage, with its color jitter."""
+    settings = transform_settings(args, data_config)
+    settings.update(auto_augment=None if args.aa == 'none' else args.aa, color_jitter=args.color_jitter)
+    _, own, _ = create_transform(size, is_training=True, separate=True, mean=data_config['mean'], **settings)
+    if args.a2aug_op_backend == 'pillow':
+        return BranchTransform(own)
+    # Other policies take and give arrays; what follows them may begin with a conversion to an image.
+    first = after_policy.transforms[:1]
+    return BranchTransform(Compose([Image.fromarray, own, np.array]), Compose(first) if first else identity)
 
 
 def _from_arrays(stages: Sequence[Callable], is_uint8: bool) -> Sequence[Callable]:

@@ -56,7 +56,7 @@ def test_a_wrong_file_is_one_sentence_and_exit_code_2(tmp_path, capsys, text, wo
 
 
 @pytest.mark.parametrize('argv, words', [
-    (['--bacth-size', '3'], "did you mean '--batch-size'"), (['-b', 'x'], 'invalid int value'),
+    (['--bacth-size', '3'], "did you mean '--batch-size'"), (['-b', 'x'], "expected int, got 'x'"),
     (['-c', 'nowhere.yaml'], 'cannot read the config file'), (['--a2aug-loss-reduction', 'max'], 'invalid choice')])
 def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(capsys, argv, words):
     with pytest.raises(SystemExit) as exit_info:
@@ -78,13 +78,38 @@ def test_ranks_other_than_the_first_of_a_node_stay_silent(capsys, monkeypatch, n
 def test_every_rank_says_what_only_it_may_have_met(capsys, monkeypatch):
     monkeypatch.setenv('RANK', '3')
     monkeypatch.setenv('LOCAL_RANK', '3')
-    with pytest.raises(SystemExit) as exit_info, train_parser().user_errors(RuntimeError):
-        raise RuntimeError('out of\nmemory')
+    with pytest.raises(SystemExit) as exit_info, train_parser().user_errors():
+        raise PermissionError('not\nallowed')
     assert exit_info.value.code == 2
-    assert capsys.readouterr().err.endswith('error: rank 3: out of memory (RuntimeError)\n')
+    assert capsys.readouterr().err.endswith('error: rank 3: not allowed (PermissionError)\n')
 
 
 def test_a_folder_named_without_its_flag_takes_the_place_of_the_files(tmp_path):
     (tmp_path / 'run.yaml').write_text('data_dir: old\n')
     args, _ = train_parser().parse(['new', '-c', str(tmp_path / 'run.yaml')])
     assert (args.data, args.data_dir) == ('new', None)
+
+
+def test_a_bug_of_ours_keeps_its_traceback():
+    for error in (RuntimeError, KeyError, AttributeError, TypeError):
+        with pytest.raises(error), train_parser().user_errors():
+            raise error('ours')
+
+
+@pytest.mark.parametrize('text, words', [
+    ('epochs: 0', 'epochs: must be at least 1, got 0'), ('smoothing: 1.5', 'must be between 0 and 1'),
+    ('sched: foo', 'expected one of cosine, tanh'), ('scale: [0.5]', 'a list of 2 values'),
+    ('std: [0.0]', 'must be above 0'), ('holdout: 1.5', 'a number of images or a share')])
+def test_ranges_choices_and_lengths_hold_for_a_file_too(tmp_path, capsys, text, words):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, text)
+    assert words in capsys.readouterr().err
+
+
+def test_one_branch_on_the_command_line_drops_the_branch_flags_of_a_recipe(tmp_path):
+    text = 'a2aug_branches: 3\na2aug_policies: [none, v0, 3a]\na2aug_views: 1\nepochs: 7'
+    args, explicit = parse(tmp_path, text, '--a2aug-branches', '1')
+    assert (args.a2aug_branches, args.a2aug_policies, args.a2aug_views, args.epochs) == (1, None, None, 7)
+    assert explicit == {'a2aug_branches', 'epochs'}
+    args, _ = parse(tmp_path, text, '--a2aug-branches', '3')
+    assert (args.a2aug_policies, args.a2aug_views) == (['none', 'v0', '3a'], 1)

@@ -3,7 +3,7 @@ import argparse
 import math
 
 from ...cli.config import StrictParser
-from ...cli.flag_types import COUNT, NOT_NEGATIVE
+from ...cli.flag_types import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, Number
 from ...data.policies import MAGNITUDES, NUM_LAYERS, OP_BACKENDS, SPACES
 from ...loss import ENSEMBLES, LOGIT_SCALES, REDUCTIONS
 
@@ -14,7 +14,16 @@ def add_a2aug(parser: StrictParser) -> None:
     add('--a2aug-branches', type=COUNT, default=1, metavar='N',
         help='augmentation branches trained jointly; 1 is plain timm training')
     add('--a2aug-policies', nargs='+', default=None, metavar='P',
-        help="one auto-augment string per branch, like timm's --aa, or none (default: sampled)")
+        help="one auto-augment string per branch, like timm's --aa, or none (default: sampled); with --aa, those of "
+             'branches 1 to N-1')
+    add('--a2aug-views', type=COUNT, default=None, metavar='V',
+        help='branches that each step trains, drawn anew per step (default: all, as in the paper)')
+    add('--a2aug-anchor-share', type=Number(float, 0, 1, is_open=True), default=None, metavar='S',
+        help='share of the steps that draw branch 0 (default: the same as every branch)')
+    add('--a2aug-start-epoch', type=COUNT_OR_ZERO, default=0, metavar='E',
+        help='train branch 0 alone before this epoch; then all branches start from its state')
+    add('--a2aug-batch', default='images', choices=('images', 'views'),
+        help='whether --batch-size counts images, as in timm, or views')
     add('--a2aug-seed', type=int, default=None, metavar='S', help='seed of the sampled policies (default: --seed)')
     add('--a2aug-space', default=None, choices=list(SPACES), help="RandAugment's published search space of a data set")
     add('--a2aug-num-layers', nargs='+', type=int, default=list(NUM_LAYERS), metavar='N',
@@ -49,6 +58,9 @@ def add_a2aug(parser: StrictParser) -> None:
     parser.replaces.update({
         'a2aug_policies': {'a2aug_seed', 'a2aug_space', *space}, 'a2aug_space': named | space,
         **dict.fromkeys(['a2aug_seed', *space], named)})
+    # One branch on the command line is the plain baseline of a recipe of A²-Aug.
+    parser.switches_off['a2aug_branches', 1] = {
+        action.dest for action in parser._actions if action.dest.startswith('a2aug_')}
 
 
 def logit_scale(value: str) -> str | float:

@@ -7,10 +7,9 @@ _TEACHER = 'an external teacher teaches the logits of every branch; leave --kd-d
 
 # Flag -> reason why it contradicts branches, and the alternative.
 REFUSED = {
-    'aa': 'give one policy a branch with --a2aug-policies',
     'no_aug': 'branches differ in nothing but augmentation; train with --a2aug-branches 1',
-    'color_jitter': 'policies replace it, as --aa does',
-    'color_jitter_prob': 'policies replace it, as --aa does',
+    'color_jitter': 'policies replace it; it is for branch 0 with --aa',
+    'color_jitter_prob': 'policies replace it; it is for branch 0 with --aa',
     'aug_splits': 'each branch already sees a view of its own; leave it out',
     'jsd_loss': 'the ensemble already teaches all views; leave it out',
     'split_bn': 'each branch already has batch norm of its own; leave it out',
@@ -26,6 +25,7 @@ REFUSED = {
 
 # Flag -> note for users of branches.
 NOTES = {
+    'aa': 'the policy of branch 0, with the color jitter that timm gives it; the other branches have none',
     'batch_size': 'images; a step computes N views of each',
     'lr_base_size': 'in images, not views',
     'initial_checkpoint': 'plain weights start all branches; a multi-branch checkpoint starts each with its own',
