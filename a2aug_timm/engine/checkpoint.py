@@ -1,14 +1,9 @@
-"""Checkpoints that a kill cannot break: atomic writes, the best k, and everything that a resume needs."""
+"""Checkpoints: reading them without running code, loading their weights, and the state that a resume needs."""
 import argparse
 import json
-import operator
 import os
 import pickle
 import re
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +19,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 _PLATEAU_STATE = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
 # Settings of an optimizer's parameter groups, which no optimizer changes by itself.
 _SETTINGS = ('weight_decay', 'momentum', 'dampening', 'nesterov', 'betas', 'eps', 'lr_scale')
-
-
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path to write to, which becomes ``path`` in one step if the block ends well."""
-    path = Path(path)
-    # A name that no killed process can have left: a file of its own, never an inode that another name shares.
-    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
-    try:
-        yield temporary
-        with open(temporary, 'rb+') as file:  # Windows syncs only what may be written
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_unfinished(folder: str | Path) -> None:
-    """Remove what a killed process was writing in a folder."""
-    for path in Path(folder).glob('.*.tmp'):
-        path.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -195,98 +169,3 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], set
 def _plateau_of(lr_scheduler: Scheduler | None) -> ReduceLROnPlateau | None:
     inner = getattr(lr_scheduler, 'lr_scheduler', None)
     return inner if isinstance(inner, ReduceLROnPlateau) else None
-
-
-class CheckpointKeeper:
-    """Keeps ``last``, the best k and ``model_best`` of a run, under timm's names.
-
-    Args:
-        folder: The run's folder.
-        max_history: ``k``, at least 1.
-        decreasing: The metric is better when lower.
-    """
-
-    def __init__(self, folder: str | Path, max_history: int = 10, decreasing: bool = False):
-        self.folder = Path(folder)
-        self.max_history = max_history
-        self.better = operator.lt if decreasing else operator.gt
-        self.best_metric: float | None = None
-        self.best_epoch: int | None = None
-        self._kept: list[tuple[str, float]] = []
-
-    def is_best(self, metric: float) -> bool:
-        """Whether a metric is better than all that were saved."""
-        return self.best_metric is None or self.better(metric, self.best_metric)
-
-    def save(self, state: dict[str, Any], epoch: int, metric: float) -> bool:
-        """Write the checkpoint of an epoch and return whether it is the best so far."""
-        is_best = self.is_best(metric)
-        if is_best:
-            self.best_metric, self.best_epoch = metric, epoch
-        name = f'checkpoint-{epoch}.pth.tar'
-        kept = [item for item in self._kept if item[0] != name]
-        # A stable sort: of equals the earlier epoch stays.
-        kept = sorted([*kept, (name, metric)], key=lambda item: item[1], reverse=self.better is operator.gt)
-        dropped = {item[0] for item in [*self._kept, *kept[self.max_history:]]}
-        self._kept = kept[:self.max_history]
-        state = {**state, **self._state(epoch), 'metric': metric}
-
-        # `last` is replaced at the end: after a kill before that, the epoch is repeated and its files written again.
-        with atomic_write(self.folder / 'last.pth.tar') as path:
-            torch.save(state, path)
-            if (name, metric) in self._kept:
-                _link(path, self.folder / name)
-            if is_best:
-                _link(path, self.folder / 'model_best.pth.tar')
-        for name in dropped - {item[0] for item in self._kept}:
-            (self.folder / name).unlink(missing_ok=True)
-        return is_best
-
-    def save_recovery(self, state: dict[str, Any], path: Path, epoch: int) -> None:
-        """Write a checkpoint from the middle of an epoch, which a resume begins again."""
-        with atomic_write(path) as temporary:
-            torch.save({**state, **self._state(epoch - 1)}, temporary)
-
-    def _state(self, epoch: int) -> dict[str, Any]:
-        keeper = {'best_metric': self.best_metric, 'best_epoch': self.best_epoch, 'kept': self._kept}
-        return {'epoch': epoch, 'version': 2, 'keeper': keeper}
-
-    def load(self, checkpoint: dict[str, Any], start_epoch: int) -> None:
-        """Continue with the best metric and the kept files of a checkpoint, as far as they are of earlier epochs."""
-        keeper = checkpoint.get('keeper')
-        if keeper is None:
-            return
-        if keeper['best_epoch'] is not None and keeper['best_epoch'] < start_epoch:
-            self.best_metric, self.best_epoch = keeper['best_metric'], keeper['best_epoch']
-        earlier = {f'checkpoint-{epoch}.pth.tar' for epoch in range(start_epoch)}
-        self._kept = [(name, metric) for name, metric in keeper['kept'] if name in earlier]
-
-    def take_from(self, folder: Path) -> None:
-        """Copy the kept files of another folder; what is not there is not kept, and no best where that is missing."""
-        self._kept = [(name, metric) for name, metric in self._kept if (folder / name).exists()]
-        for name, _ in self._kept:
-            copy(folder / name, self.folder / name)
-        if all(name != f'checkpoint-{self.best_epoch}.pth.tar' for name, _ in self._kept):
-            self.best_metric = self.best_epoch = None
-
-    def restore_best(self) -> Path | None:
-        """Make ``model_best`` the best epoch's again, which a kill may have left ahead of ``last``, and return it."""
-        best, path = self.folder / f'checkpoint-{self.best_epoch}.pth.tar', self.folder / 'model_best.pth.tar'
-        if self.best_epoch is None or not best.exists():
-            return None
-        _link(best, path)
-        return path
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a file in one step."""
-    with atomic_write(target) as path:
-        shutil.copyfile(source, path)
-
-
-def _link(source: Path, target: Path) -> None:
-    with atomic_write(target) as path:
-        try:
-            os.link(source, path)
-        except OSError:
-            shutil.copyfile(source, path)

@@ -15,7 +15,8 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..branches import create_branches, extract_branch, networks_of, num_branches_of
-from ..engine.checkpoint import atomic_write, check_weights, read_checkpoint, state_dict_of
+from ..engine.checkpoint import check_weights, read_checkpoint, state_dict_of
+from ..engine.files import atomic_write
 
 
 def model_config(

@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 from torch import nn
 
-from ..engine.checkpoint import CheckpointKeeper, atomic_write, copy, read_checkpoint, remove_unfinished
+from ..engine.checkpoint import read_checkpoint
+from ..engine.files import atomic_copy, atomic_write, remove_unfinished
+from ..engine.keeper import CheckpointKeeper
 from ..export import export_branch_of, load_branches
 
 
@@ -67,7 +69,7 @@ class RunFolder:
         if self.history:  # a run that was killed after its checkpoint has not written it
             write_summary(self.path / 'summary.csv', self.history)
         if source.parent.resolve() != self.path.resolve():
-            copy(source, self.last_path)
+            atomic_copy(source, self.last_path)
             self.keeper.take_from(source.parent)
         if path := self.keeper.restore_best():
             best = read_checkpoint(path)

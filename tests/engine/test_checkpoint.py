@@ -15,15 +15,14 @@ from timm.task import ClassificationTask
 from torch import nn
 
 from a2aug_timm.engine.checkpoint import (
-    CheckpointKeeper,
-    atomic_write,
     check_weights,
     load_training_state,
     read_checkpoint,
-    remove_unfinished,
     state_dict_of,
     training_state,
 )
+from a2aug_timm.engine.files import atomic_write, remove_unfinished
+from a2aug_timm.engine.keeper import CheckpointKeeper
 from a2aug_timm.engine.random_state import rng_state, set_rng_state
 
 
@@ -37,7 +36,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
 
 
 def test_a_kill_at_any_moment_leaves_a_loadable_checkpoint(tmp_path):
-    code = ('import sys, torch; from a2aug_timm.engine.checkpoint import CheckpointKeeper\n'
+    code = ('import sys, torch; from a2aug_timm.engine.keeper import CheckpointKeeper\n'
             'keeper = CheckpointKeeper(sys.argv[1], max_history=2)\n'
             'for epoch in range(100000): keeper.save({"state_dict": {"w": torch.full((300000,), float(epoch))}}, '
             'epoch, epoch)\n')

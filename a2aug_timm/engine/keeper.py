@@ -1,0 +1,90 @@
+"""The checkpoints that a run keeps: the last one, the best k, and one from the middle of an epoch."""
+import operator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .files import atomic_copy, atomic_link, atomic_write
+
+
+class CheckpointKeeper:
+    """Keeps the files ``last``, ``model_best`` and the best k checkpoints of a run, under timm's names.
+
+    Args:
+        folder: The run's folder.
+        max_history: ``k``, at least 1.
+        decreasing: Whether a lower metric is better.
+    """
+
+    def __init__(self, folder: str | Path, max_history: int = 10, decreasing: bool = False):
+        self.folder = Path(folder)
+        self.max_history = max_history
+        self.decreasing = decreasing
+        self.best_metric: float | None = None
+        self.best_epoch: int | None = None
+        self._kept: list[tuple[str, float]] = []
+
+    def is_best(self, metric: float) -> bool:
+        """Whether a metric is better than those of all saved epochs."""
+        better = operator.lt if self.decreasing else operator.gt
+        return self.best_metric is None or better(metric, self.best_metric)
+
+    def save(self, state: dict[str, Any], epoch: int, metric: float) -> bool:
+        """Write the checkpoint of an epoch and return whether it is the best so far."""
+        is_best = self.is_best(metric)
+        if is_best:
+            self.best_metric, self.best_epoch = metric, epoch
+        name = f'checkpoint-{epoch}.pth.tar'
+        kept = [item for item in self._kept if item[0] != name]
+        # The sort is stable: among equal metrics, the earlier epoch stays.
+        kept = sorted([*kept, (name, metric)], key=lambda item: item[1], reverse=not self.decreasing)
+        dropped = {item[0] for item in [*self._kept, *kept[self.max_history:]]}
+        self._kept = kept[:self.max_history]
+        state = {**state, **self._state(epoch), 'metric': metric}
+
+        # `last` is replaced at the end: after a kill before that, the epoch is repeated and its files written again.
+        with atomic_write(self.folder / 'last.pth.tar') as path:
+            torch.save(state, path)
+            if (name, metric) in self._kept:
+                atomic_link(path, self.folder / name)
+            if is_best:
+                atomic_link(path, self.folder / 'model_best.pth.tar')
+        for name in dropped - {item[0] for item in self._kept}:
+            (self.folder / name).unlink(missing_ok=True)
+        return is_best
+
+    def save_recovery(self, state: dict[str, Any], path: Path, epoch: int) -> None:
+        """Write a checkpoint from the middle of an epoch; a resume from it repeats the epoch."""
+        with atomic_write(path) as temporary:
+            torch.save({**state, **self._state(epoch - 1)}, temporary)
+
+    def _state(self, epoch: int) -> dict[str, Any]:
+        keeper = {'best_metric': self.best_metric, 'best_epoch': self.best_epoch, 'kept': self._kept}
+        return {'epoch': epoch, 'version': 2, 'keeper': keeper}
+
+    def load(self, checkpoint: dict[str, Any], start_epoch: int) -> None:
+        """Continue with the best metric and the kept files of a checkpoint, where they are of earlier epochs."""
+        keeper = checkpoint.get('keeper')
+        if keeper is None:
+            return
+        if keeper['best_epoch'] is not None and keeper['best_epoch'] < start_epoch:
+            self.best_metric, self.best_epoch = keeper['best_metric'], keeper['best_epoch']
+        earlier = {f'checkpoint-{epoch}.pth.tar' for epoch in range(start_epoch)}
+        self._kept = [(name, metric) for name, metric in keeper['kept'] if name in earlier]
+
+    def take_from(self, folder: Path) -> None:
+        """Copy the kept files of another folder. Missing files are not kept; if the best is missing, there is none."""
+        self._kept = [(name, metric) for name, metric in self._kept if (folder / name).exists()]
+        for name, _ in self._kept:
+            atomic_copy(folder / name, self.folder / name)
+        if all(name != f'checkpoint-{self.best_epoch}.pth.tar' for name, _ in self._kept):
+            self.best_metric = self.best_epoch = None
+
+    def restore_best(self) -> Path | None:
+        """Make ``model_best`` the best epoch's file again and return it; a kill may have left it ahead of ``last``."""
+        best, path = self.folder / f'checkpoint-{self.best_epoch}.pth.tar', self.folder / 'model_best.pth.tar'
+        if self.best_epoch is None or not best.exists():
+            return None
+        atomic_link(best, path)
+        return path
