@@ -10,25 +10,26 @@ from typing import Any
 import safetensors
 import torch
 from timm.models import clean_state_dict
+from timm.scheduler.plateau_lr import PlateauLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-# What timm's plateau schedule remembers between epochs; timm's others are functions of the epoch alone.
+from .fields import check_fields, fits, shown
+
+# State of timm's plateau schedule between epochs; timm's other schedules are functions of the epoch alone.
 _PLATEAU_STATE = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
-# Settings of an optimizer's parameter groups, which no optimizer changes by itself.
+# Settings of an optimizer's parameter groups; no optimizer changes them by itself.
 _SETTINGS = ('weight_decay', 'momentum', 'dampening', 'nesterov', 'betas', 'eps', 'lr_scale')
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of ours or of timm's onto the CPU.
+    """Read a checkpoint of this package or of timm onto the CPU, without running any code in it.
 
-    A ``.safetensors`` file becomes a dict of its ``state_dict`` and of the JSON values of its metadata.
+    A ``.safetensors`` file becomes a dict of its ``state_dict`` and the JSON values ``config`` and ``metadata``.
 
     Raises:
-        ValueError: No file there, not a checkpoint, or a pickle that is more than tensors and primitives; nothing of
-            it was run.
+        ValueError: The file is missing, is not a checkpoint, is damaged, or holds more than tensors and primitives.
     """
     if not os.path.isfile(path):
         raise ValueError(f"there is no checkpoint '{path}'")
@@ -38,7 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         # timm's own training checkpoints hold their arguments as a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler fail in any way
+    except Exception as error:  # a damaged file can raise anything in the unpickler
         is_code = re.search(r'(?i)unsupported (global|class)|reduce', str(error))
         if is_code and isinstance(error, pickle.UnpicklingError):
             raise ValueError(f"'{path}' holds more than tensors and primitives and was not loaded") from error
@@ -55,18 +56,22 @@ def _read_safetensors(path: str | Path) -> dict[str, Any]:
             state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"'{path}' is not a safetensors file or is damaged") from error
-    values = {key: json.loads(metadata[key]) for key in ('config', 'metadata') if key in metadata}
+    try:
+        values = {key: json.loads(metadata[key]) for key in ('config', 'metadata') if key in metadata}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the metadata of '{path}' is not JSON") from error
     return {'state_dict': state_dict, **values}
 
 
 def state_dict_of(checkpoint: dict[str, Any], use_ema: bool | None = False) -> dict[str, torch.Tensor]:
-    """Weights of a checkpoint, under the keys that timm knows, or the dict itself.
+    """Weights of a checkpoint: the entry under one of timm's keys, or the dict itself.
 
     Args:
-        use_ema: The EMA's weights or not; None takes them where there are some, as timm's loaders do.
+        checkpoint: As ``read_checkpoint`` returned it.
+        use_ema: Whether to take the EMA weights; None takes them if there are any, as timm's loaders do.
 
     Raises:
-        ValueError: EMA weights are asked for and there are none, or there are no weights.
+        ValueError: The EMA weights are asked for and missing, or there are no weights.
     """
     ema = next((checkpoint[key] for key in ('state_dict_ema', 'model_ema') if checkpoint.get(key) is not None), None)
     if use_ema and ema is None:
@@ -82,7 +87,15 @@ def state_dict_of(checkpoint: dict[str, Any], use_ema: bool | None = False) -> d
 
 
 def check_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
-    """Raise ``ValueError``, naming the first key that is missing, left over or of another shape, if weights do not fit.
+    """Check that weights fit a model exactly.
+
+    Args:
+        model: The model that is to take them.
+        state_dict: The weights.
+        source: Path of their file, for error messages.
+
+    Raises:
+        ValueError: A key is missing, unknown or of another shape; the message names the first.
     """
     own = model.state_dict()
     odd = sorted(own.keys() ^ state_dict.keys())
@@ -101,7 +114,7 @@ def load_weights(
         source: str,
         use_ema: bool | None = False,
 ) -> None:
-    """Load a checkpoint's weights into a model that they fit exactly; see ``state_dict_of`` and ``check_weights``."""
+    """Load a checkpoint's weights into a model, which they must fit; see ``state_dict_of`` and ``check_weights``."""
     state_dict = state_dict_of(checkpoint, use_ema)
     check_weights(model, state_dict, source)
     model.load_state_dict(state_dict)
@@ -113,13 +126,13 @@ def training_state(
         lr_scheduler: Scheduler | None,
         loss_scaler: Any = None,
 ) -> dict[str, Any]:
-    """Entries of a checkpoint that hold a run's tensors, under timm's names."""
+    """Entries of a checkpoint that hold the state of a run's training, under timm's names."""
     state = {**task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True), 'optimizer': optimizer.state_dict()}
     if loss_scaler is not None:
         state[loss_scaler.state_dict_key] = loss_scaler.state_dict()
-    if plateau := _plateau_of(lr_scheduler):
-        state['plateau'] = {name: getattr(plateau, name) for name in _PLATEAU_STATE}
-        state['plateau_restore_lr'] = lr_scheduler.restore_lr  # under the noise
+    if isinstance(lr_scheduler, PlateauLRScheduler):
+        state['plateau'] = {name: getattr(lr_scheduler.lr_scheduler, name) for name in _PLATEAU_STATE}
+        state['plateau_restore_lr'] = lr_scheduler.restore_lr  # the learning rates without their noise
     return state
 
 
@@ -130,10 +143,17 @@ def load_training_state(
         lr_scheduler: Scheduler | None,
         loss_scaler: Any = None,
 ) -> None:
-    """Restore what ``training_state`` returned; EMA weights once ``task`` has an EMA.
+    """Restore what ``training_state`` returned.
 
     Args:
-        optimizer: None leaves the optimizer, its scaler and the schedule as they are.
+        checkpoint: As ``read_checkpoint`` returned it.
+        task: Also takes the EMA weights if it has an EMA, or the plain weights in their place.
+        optimizer: None leaves the optimizer, the loss scaler and the schedule as they are.
+        lr_scheduler: Only a plateau schedule has a state.
+        loss_scaler: timm's scaler of mixed precision.
+
+    Raises:
+        ValueError: The checkpoint holds no weights, or the state of another optimizer or schedule.
     """
     task.load_checkpoint_state(state_dict_of(checkpoint), checkpoint.get('task_state'))
     if task.has_ema():
@@ -143,19 +163,18 @@ def load_training_state(
     if optimizer is None:
         return
     if 'optimizer' in checkpoint:
-        # A plateau's learning rate is what it has come to; other schedules set it, and without one it is a setting.
-        names = _SETTINGS if _plateau_of(lr_scheduler) else (*_SETTINGS, 'lr', 'initial_lr')
+        # The learning rate is state of a plateau schedule alone; other schedules compute it, and without a schedule
+        # it is a setting.
+        names = _SETTINGS if isinstance(lr_scheduler, PlateauLRScheduler) else (*_SETTINGS, 'lr', 'initial_lr')
         _load_optimizer(optimizer, checkpoint['optimizer'], names)
     if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
         loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
-    if plateau := _plateau_of(lr_scheduler):
-        for name, value in checkpoint.get('plateau', {}).items():
-            setattr(plateau, name, value)
-        lr_scheduler.restore_lr = checkpoint.get('plateau_restore_lr')
+    if isinstance(lr_scheduler, PlateauLRScheduler) and 'plateau' in checkpoint:
+        _load_plateau(lr_scheduler, checkpoint['plateau'], checkpoint.get('plateau_restore_lr'))
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], settings: tuple[str, ...]) -> None:
-    """Load an optimizer's state and keep its own settings."""
+    """Load the state of an optimizer, and leave its settings as they are."""
     fresh = [dict(group) for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
@@ -166,6 +185,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], set
         group.update({name: own[name] for name in settings if name in own})
 
 
-def _plateau_of(lr_scheduler: Scheduler | None) -> ReduceLROnPlateau | None:
-    inner = getattr(lr_scheduler, 'lr_scheduler', None)
-    return inner if isinstance(inner, ReduceLROnPlateau) else None
+def _load_plateau(lr_scheduler: PlateauLRScheduler, state: Any, restore_lr: Any) -> None:
+    """Load the state of a plateau schedule; other names in it are refused, as they would set any attribute."""
+    check_fields(state, dict.fromkeys(_PLATEAU_STATE, float), "the entry 'plateau' of the checkpoint")
+    for name in _PLATEAU_STATE:
+        setattr(lr_scheduler.lr_scheduler, name, state[name])
+    if not fits(restore_lr, list[float] | None):
+        raise ValueError(f"the entry 'plateau_restore_lr' of the checkpoint is damaged: {shown(restore_lr)}")
+    lr_scheduler.restore_lr = restore_lr

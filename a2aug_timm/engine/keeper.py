@@ -1,11 +1,15 @@
 """The checkpoints that a run keeps: the last one, the best k, and one from the middle of an epoch."""
 import operator
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .fields import check_fields
 from .files import atomic_copy, atomic_link, atomic_write
+
+_FIELDS = {'best_metric': float | None, 'best_epoch': int | None, 'kept': list[tuple[str, float]]}
 
 
 class CheckpointKeeper:
@@ -63,15 +67,23 @@ class CheckpointKeeper:
         keeper = {'best_metric': self.best_metric, 'best_epoch': self.best_epoch, 'kept': self._kept}
         return {'epoch': epoch, 'version': 2, 'keeper': keeper}
 
-    def load(self, checkpoint: dict[str, Any], start_epoch: int) -> None:
-        """Continue with the best metric and the kept files of a checkpoint, where they are of earlier epochs."""
-        keeper = checkpoint.get('keeper')
-        if keeper is None:
+    def load(self, checkpoint: dict[str, Any], start_epoch: int, source: str) -> None:
+        """Continue with the best metric and the kept files of a checkpoint, where they are of earlier epochs.
+
+        Args:
+            checkpoint: As ``read_checkpoint`` returned it; one of timm's own changes nothing.
+            start_epoch: First epoch that is trained.
+            source: Path of the checkpoint, for error messages.
+
+        Raises:
+            ValueError: The keeper's entry is damaged.
+        """
+        if 'keeper' not in checkpoint:
             return
+        keeper = check_fields(checkpoint['keeper'], _FIELDS, f"the entry 'keeper' of '{source}'")
         if keeper['best_epoch'] is not None and keeper['best_epoch'] < start_epoch:
             self.best_metric, self.best_epoch = keeper['best_metric'], keeper['best_epoch']
-        earlier = {f'checkpoint-{epoch}.pth.tar' for epoch in range(start_epoch)}
-        self._kept = [(name, metric) for name, metric in keeper['kept'] if name in earlier]
+        self._kept = [(name, metric) for name, metric in keeper['kept'] if _epoch_of(name) in range(start_epoch)]
 
     def take_from(self, folder: Path) -> None:
         """Copy the kept files of another folder. Missing files are not kept; if the best is missing, there is none."""
@@ -88,3 +100,9 @@ class CheckpointKeeper:
             return None
         atomic_link(best, path)
         return path
+
+
+def _epoch_of(name: str) -> int | None:
+    """Epoch of a kept file; None for any other name, which may be of a file elsewhere."""
+    match = re.fullmatch(r'checkpoint-([0-9]{1,9})\.pth\.tar', name)
+    return int(match[1]) if match else None

@@ -12,7 +12,8 @@ from torch import nn
 from ..engine.checkpoint import read_checkpoint
 from ..engine.files import atomic_copy, atomic_write, remove_unfinished
 from ..engine.keeper import CheckpointKeeper
-from ..export import export_branch_of, load_branches
+from ..engine.record import CheckpointRecord, require_record
+from ..export import export_recorded_branch, load_branches
 
 
 def choose_folder(
@@ -65,7 +66,7 @@ class RunFolder:
     def _resume(self, checkpoint: dict[str, Any], source: str | Path, start_epoch: int) -> None:
         source = Path(source)
         self.history = [row for row in checkpoint.get('history', []) if row['epoch'] < start_epoch]
-        self.keeper.load(checkpoint, start_epoch)
+        self.keeper.load(checkpoint, start_epoch, str(source))
         if self.history:  # a run that was killed after its checkpoint has not written it
             write_summary(self.path / 'summary.csv', self.history)
         if source.parent.resolve() != self.path.resolve():
@@ -73,8 +74,8 @@ class RunFolder:
             self.keeper.take_from(source.parent)
         if path := self.keeper.restore_best():
             best = read_checkpoint(path)
-            run = best['a2aug']
-            export_branch_of(run, load_branches(best, str(path)), run['best_branch'], self.export_path)
+            record = require_record(best, str(path))
+            export_recorded_branch(record, load_branches(best, str(path)), record.best_branch, self.export_path)
 
     def begin(
             self,
@@ -108,7 +109,7 @@ class RunFolder:
             model: nn.Module,
             state: dict[str, Any],
             row: dict[str, Any],
-            record: dict[str, Any],
+            record: CheckpointRecord,
             metric: float,
     ) -> None:
         """Save an epoch: the checkpoint, its row of the summary, and the export if the epoch is the best so far.
@@ -123,8 +124,8 @@ class RunFolder:
         self.history.append(row)
         # The export is written first: after a kill in between, the epoch is repeated and exported again.
         if self.keeper.is_best(metric):
-            export_branch_of(record, model, record['best_branch'], self.export_path)
-        self.keeper.save({**state, 'a2aug': record, 'history': self.history}, epoch=row['epoch'], metric=metric)
+            export_recorded_branch(record, model, record.best_branch, self.export_path)
+        self.keeper.save({**state, **record.to_entry(), 'history': self.history}, epoch=row['epoch'], metric=metric)
         write_summary(self.path / 'summary.csv', self.history)
         for recovery in self.path.glob('recovery-*.pth.tar'):
             recovery.unlink()

@@ -63,7 +63,7 @@ def test_last_best_and_the_best_k_are_kept_and_continue_after_a_resume(tmp_path)
     assert read_checkpoint(tmp_path / 'model_best.pth.tar')['metric'] == 5.
 
     resumed = CheckpointKeeper(tmp_path, max_history=2)
-    resumed.load(read_checkpoint(tmp_path / 'last.pth.tar'), start_epoch=99)
+    resumed.load(read_checkpoint(tmp_path / 'last.pth.tar'), start_epoch=99, source='last')
     assert (resumed.best_metric, resumed.best_epoch) == (5., 1)
     assert not resumed.save({}, 5, 4.) and resumed.save({}, 6, 6.)
     assert set(os.listdir(tmp_path)) == files - {'checkpoint-3.pth.tar'} | {'checkpoint-6.pth.tar'}
@@ -88,7 +88,7 @@ def test_a_kill_in_the_middle_of_a_save_spoils_no_other_file(tmp_path, monkeypat
     assert list(tmp_path.glob('.*.tmp'))
     assert read_checkpoint(tmp_path / 'last.pth.tar')['epoch'] == 0
     resumed = CheckpointKeeper(tmp_path)
-    resumed.load(read_checkpoint(tmp_path / 'last.pth.tar'), start_epoch=99)
+    resumed.load(read_checkpoint(tmp_path / 'last.pth.tar'), start_epoch=99, source='last')
     remove_unfinished(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os, 'replace', lambda a, b: die() if str(b).endswith('last.pth.tar') else replace(a, b))
@@ -102,6 +102,27 @@ def test_lower_is_better_where_the_metric_decreases(tmp_path):
     keeper = CheckpointKeeper(tmp_path, max_history=1, decreasing=True)
     assert [keeper.save({}, epoch, metric) for epoch, metric in enumerate([2., 3., 1.])] == [True, False, True]
     assert (tmp_path / 'checkpoint-2.pth.tar').exists() and not (tmp_path / 'checkpoint-0.pth.tar').exists()
+
+
+@pytest.mark.parametrize('damage, words', [
+    ([], 'must be a dict'), ({'best_metric': [1.]}, "the field 'best_metric'"), ({'best_epoch': '1'}, "'best_epoch'"),
+    ({'kept': [('checkpoint-0.pth.tar',)]}, "the field 'kept'"), ({'kept': None}, "the field 'kept'")])
+def test_a_damaged_keeper_entry_is_refused_by_name(tmp_path, damage, words):
+    good = {'best_metric': 1., 'best_epoch': 0, 'kept': []}
+    checkpoint = {'keeper': {**good, **damage} if isinstance(damage, dict) else damage}
+    with pytest.raises(ValueError, match=f"{words}.*keeper.*last|keeper.*last.*{words}"):
+        CheckpointKeeper(tmp_path).load(checkpoint, start_epoch=9, source='last')
+
+
+def test_a_keeper_never_removes_files_outside_its_folder(tmp_path):
+    folder, other = tmp_path / 'run', tmp_path / 'checkpoint-0.pth.tar'
+    folder.mkdir()
+    other.write_text('of somebody else')
+    keeper = CheckpointKeeper(folder, max_history=1)
+    kept = [['../checkpoint-0.pth.tar', 0.], [str(other), 0.], ['checkpoint-1.pth.tar', 1.]]
+    keeper.load({'keeper': {'best_metric': 1., 'best_epoch': 1, 'kept': kept}}, start_epoch=2, source='last')
+    keeper.save({}, 2, 5.)
+    assert other.exists() and not (folder / 'checkpoint-1.pth.tar').exists()
 
 
 class Bomb:
