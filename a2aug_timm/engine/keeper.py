@@ -58,10 +58,20 @@ class CheckpointKeeper:
             (self.folder / name).unlink(missing_ok=True)
         return is_best
 
-    def save_recovery(self, state: dict[str, Any], path: Path, epoch: int) -> None:
-        """Write a checkpoint from the middle of an epoch; a resume from it repeats the epoch."""
+    def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> None:
+        """Write a checkpoint from the middle of an epoch in place of earlier ones; a resume from it repeats the epoch.
+        """
+        path = self.folder / f'recovery-{epoch}-{update}.pth.tar'
         with atomic_write(path) as temporary:
             torch.save({**state, **self._state(epoch - 1)}, temporary)
+        for recovery in set(self.folder.glob('recovery-*.pth.tar')) - {path}:
+            recovery.unlink()
+
+    def remove_recoveries(self, num_epochs: int) -> None:
+        """Remove the checkpoints from the middle of epochs where these are complete: the first ``num_epochs``."""
+        for path in self.folder.glob('recovery-*.pth.tar'):
+            if _epoch_of(path.name) in range(num_epochs):
+                path.unlink()
 
     def _state(self, epoch: int) -> dict[str, Any]:
         keeper = {'best_metric': self.best_metric, 'best_epoch': self.best_epoch, 'kept': self._kept}
@@ -103,6 +113,6 @@ class CheckpointKeeper:
 
 
 def _epoch_of(name: str) -> int | None:
-    """Epoch of a kept file; None for any other name, which may be of a file elsewhere."""
-    match = re.fullmatch(r'checkpoint-([0-9]{1,9})\.pth\.tar', name)
+    """Epoch in the name of a checkpoint; None for other names, which may be paths to other folders."""
+    match = re.fullmatch(r'(?:checkpoint-|recovery-)([0-9]{1,9})(?:-[0-9]+)?\.pth\.tar', name)
     return int(match[1]) if match else None

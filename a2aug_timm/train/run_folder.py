@@ -98,6 +98,7 @@ class RunFolder:
         (self.path / 'result.json').unlink(missing_ok=True)  # of an earlier end of the run
         if checkpoint is not None:
             self._resume(checkpoint, source, start_epoch)
+        self.keeper.remove_recoveries(start_epoch)
         for folder in (self.path, self.export_path):
             remove_unfinished(folder)
         with atomic_write(self.path / 'args.yaml') as path:
@@ -127,8 +128,7 @@ class RunFolder:
             export_recorded_branch(record, model, record.best_branch, self.export_path)
         self.keeper.save({**state, **record.to_entry(), 'history': self.history}, epoch=row['epoch'], metric=metric)
         write_summary(self.path / 'summary.csv', self.history)
-        for recovery in self.path.glob('recovery-*.pth.tar'):
-            recovery.unlink()
+        self.keeper.remove_recoveries(row['epoch'] + 1)
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write the result of the run."""
@@ -137,11 +137,7 @@ class RunFolder:
 
     def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> None:
         """Save a checkpoint in the middle of an epoch; the next one or the end of the epoch replaces it."""
-        before = set(self.path.glob('recovery-*.pth.tar'))
-        path = self.path / f'recovery-{epoch}-{update}.pth.tar'
-        self.keeper.save_recovery({**state, 'history': self.history}, path, epoch)
-        for recovery in before - {path}:
-            recovery.unlink()
+        self.keeper.save_recovery({**state, 'history': self.history}, epoch, update)
 
 
 def summary_row(
