@@ -39,7 +39,7 @@ from a2aug_timm import (
     extract_branch,
     select_branch,
 )
-from a2aug_timm.engine.checkpoint import atomic_write
+from a2aug_timm.engine.files import atomic_write
 
 CONVERT = {'bn': convert_multi_branch_bn, 'all': convert_multi_branch_norm}
 COLUMNS = ('architecture', 'norm layers', 'with branches', 'M parameters', 'checked', 'image', 'joint = separate',

@@ -3,7 +3,8 @@ from pathlib import Path
 
 from ..cli.config import StrictParser
 from ..engine.checkpoint import read_checkpoint
-from . import export_branch_of, load_branches, load_line, resolve_branches
+from ..engine.record import require_record
+from . import export_recorded_branch, load_branches, load_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -14,14 +15,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with parser.user_errors():
         checkpoint = read_checkpoint(args.checkpoint)
+        record = require_record(checkpoint, args.checkpoint)
         model = load_branches(checkpoint, args.checkpoint)
-        run = checkpoint['a2aug']
-        branches = resolve_branches(args.branch, run, model)
+        branches = record.resolve(args.branch)
     with parser.user_errors():
         for branch in branches:
             folder = Path(args.output) / f'branch-{branch}' if args.branch == 'all' else Path(args.output)
-            export_branch_of(run, model, branch, folder)
-            print(f"branch {branch} -> {folder}\n  {load_line(run['config']['architecture'], folder)}")
+            export_recorded_branch(record, model, branch, folder)
+            print(f"branch {branch} -> {folder}\n  {load_line(record.config['architecture'], folder)}")
 
 
 if __name__ == '__main__':

@@ -4,24 +4,26 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from torch import nn
 
-from ..export import read_config
+from .config import read_config
 
 
 def add_pretrained_file() -> None:
-    """Teach ``timm.create_model`` the keyword ``pretrained_file``; every other call passes through untouched.
+    """Add the keyword ``pretrained_file`` to ``timm.create_model``; calls without it behave as before.
 
-    ``timm.create_model('resnet50', pretrained_file='…/model.safetensors')`` loads a weight file and takes class
-    count, input and model arguments from its metadata or from the ``config.json`` beside it. Keywords of the call
-    win over them, as they do for ``pretrained=True``: another ``num_classes`` gives a new head. Calling this twice
-    changes nothing.
+    ``timm.create_model('resnet50', pretrained_file='…/model.safetensors')`` loads a weight file. It takes the number
+    of classes, the input and the model's arguments from the file's metadata or from the ``config.json`` beside it.
+    Keywords of the call take precedence, as they do for ``pretrained=True``: another ``num_classes`` gives a new head.
+    A second call of this function changes nothing.
     """
     original = timm.models.create_model
     if hasattr(original, 'takes_pretrained_file'):
         return
 
     @functools.wraps(original)
-    def create_model(model_name: str, *args: Any, pretrained_file: str | Path | None = None, **kwargs: Any):
+    def create_model(
+            model_name: str, *args: Any, pretrained_file: str | Path | None = None, **kwargs: Any) -> nn.Module:
         if pretrained_file is None:
             return original(model_name, *args, **kwargs)
         kwargs = {**dict(zip(('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay'), args, strict=False)), **kwargs}
@@ -37,6 +39,6 @@ def add_pretrained_file() -> None:
         kwargs = {**config.get('model_args', {}), 'num_classes': num_classes, **kwargs, 'pretrained': True}
         return original(model_name, pretrained_cfg_overlay=overlay, **kwargs)
 
-    create_model.takes_pretrained_file = True
+    create_model.takes_pretrained_file = True  # type: ignore[attr-defined]
     for module in (timm, timm.models, timm.models._factory):
-        module.create_model = create_model
+        module.create_model = create_model  # type: ignore[attr-defined]

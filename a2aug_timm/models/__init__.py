@@ -1,4 +1,4 @@
-"""Networks of the paper that timm lacks; importing them registers their names for ``timm.create_model``."""
+"""Networks of the paper that timm lacks. The import registers their names for ``timm.create_model``."""
 from .pyramidnet import PyramidNet
 from .shake_shake import ShakeShakeNet
 from .wide_resnet import WideResNet

@@ -1,5 +1,5 @@
-"""What the CIFAR networks share: stem, three stages and a classifier, with timm's interface."""
-from typing import Any
+"""The frame of the CIFAR networks: stem, three stages and a classifier, with timm's interface."""
+from typing import Any, Literal
 
 import torch
 from timm.layers import ClassifierHead, get_device_dtype
@@ -7,13 +7,14 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import nn
 
-# Of CIFAR-10's training images, as AutoAugment normalises them (tensorflow/models, research/autoaugment/data_utils.py).
+# Statistics of CIFAR-10's training images, as in AutoAugment's code (tensorflow/models,
+# research/autoaugment/data_utils.py).
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 
 def cifar_cfg(**kwargs: Any) -> dict[str, Any]:
-    """timm's description of a network that ``CifarNetwork`` is the base of."""
+    """timm's description of a ``CifarNetwork``; ``kwargs`` replace or add fields."""
     return {
         'url': '', 'num_classes': 10, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'fixed_input_size': False,
         'crop_pct': 1., 'interpolation': 'bicubic', 'mean': CIFAR_MEAN, 'std': CIFAR_STD,
@@ -22,7 +23,7 @@ def cifar_cfg(**kwargs: Any) -> dict[str, Any]:
 
 
 class Stage(nn.Sequential):
-    """Blocks one after the other; with gradient checkpointing their activations are computed again in backward."""
+    """A sequence of blocks; gradient checkpointing recomputes their activations in the backward pass."""
 
     def __init__(self, *blocks: nn.Module):
         super().__init__(*blocks)
@@ -39,21 +40,21 @@ class Stage(nn.Sequential):
 class CifarNetwork(nn.Module):
     """A residual network for images of about 32 pixels: a stem, three stages at strides 1, 2 and 4, a classifier.
 
-    Convolutions start from He et al.'s normal distribution, the classifier's bias from 0.
+    The weights of convolutions start from He et al.'s normal distribution, the classifier's bias at 0.
 
     Args:
         stem: Layers before the first stage; its convolution is named ``conv``.
-        stages: Three of them.
+        stages: The three stages.
         norm: Layers after the last stage.
-        channels: Channels after each stage.
-        fan: Of a convolution's weights, ``fan_in`` or ``fan_out``: 2 / fan is their variance at first.
-        num_classes: 0 for pooled features.
-        in_chans: Channels of the images.
-        global_pool: What ``timm.layers.SelectAdaptivePool2d`` takes; '' for none.
+        channels: Number of channels after each stage.
+        fan: The variance of a convolution's initial weights is 2 / fan, with ``fan_in`` or ``fan_out`` for the fan.
+        num_classes: Number of classes; 0 returns pooled features.
+        in_chans: Number of channels of the images.
+        global_pool: Type of pooling, see ``timm.layers.SelectAdaptivePool2d``; '' for none.
         drop_rate: Dropout before the classifier.
 
     Shape:
-        ``[B, in_chans, H, W]`` -> ``[B, num_classes]``; H and W of 4 or more.
+        ``[B, in_chans, H, W]`` -> ``[B, num_classes]``; H and W are at least 4.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class CifarNetwork(nn.Module):
             stages: list[Stage],
             norm: nn.Module,
             channels: list[int],
-            fan: str,
+            fan: Literal['fan_in', 'fan_out'],
             num_classes: int,
             in_chans: int,
             global_pool: str,
@@ -96,8 +97,9 @@ class CifarNetwork(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for stage in self.stages.modules():
+            if isinstance(stage, Stage):
+                stage.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -117,7 +119,7 @@ class CifarNetwork(nn.Module):
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Outputs of the stages, and of ``forward_features``; the arguments are those of timm's models.
+        """Outputs of the stages, and that of ``forward_features``; the arguments are those of timm's models.
 
         Shape:
             ``[B, in_chans, H, W]`` -> per stage ``[B, C, H / stride, W / stride]``.
@@ -141,7 +143,7 @@ class CifarNetwork(nn.Module):
             prune_norm: bool = False,
             prune_head: bool = True,
     ) -> list[int]:
-        """Drop what the stages at these indices do not need, and return the indices."""
+        """Remove the layers after the last of the stages at ``indices``, and return the indices."""
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[:max_index + 1]
         if prune_norm:

@@ -20,7 +20,7 @@ __all__ = ['PyramidNet']
 
 
 class PyramidBottleneck(nn.Module):
-    """A bottleneck that begins and ends with a norm and no activation; its shortcut has zeros for added channels.
+    """A bottleneck with a norm, and no activation, at both ends; its shortcut is padded with channels of zeros.
 
     Shape:
         ``[B, in_chs, H, W]`` -> ``[B, 4 * mid_chs, H / stride, W / stride]``.
@@ -36,7 +36,7 @@ class PyramidBottleneck(nn.Module):
         self.conv3 = nn.Conv2d(mid_chs, 4 * mid_chs, 1, bias=False)
         self.norm4 = nn.BatchNorm2d(4 * mid_chs)
         self.shake_drop = ShakeDrop(drop_prob)
-        # For an odd side the convolution gives one pixel more than halves of it.
+        # The convolution rounds the half of an odd side up.
         self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
         self.num_zeros = 4 * mid_chs - in_chs
 
@@ -48,17 +48,21 @@ class PyramidBottleneck(nn.Module):
 
 
 class PyramidNet(CifarNetwork):
-    """PyramidNet-``depth`` (α = ``widening``) of bottlenecks, whose channels grow by the same number each block.
+    """PyramidNet-``depth`` (α = ``widening``) of bottlenecks; every block adds the same number of channels.
 
-    With 10 classes and 3 channels, depth 272 and widening 200 have 26,210,842 parameters, of which 25,999,968 are
-    weights of convolutions and classifier; the authors' table says 26.0 M.
+    With 10 classes and 3 channels, depth 272 and widening 200 give 26,210,842 parameters, of which 25,999,968 are
+    weights of convolutions and the classifier; the authors' table says 26.0 M.
 
     Args:
-        depth: Layers, 9n + 2 for n blocks a stage.
-        widening: So many channels are added to the 16 of the stem, evenly from block to block; a block's output has 4
-            times as many.
-        shake_drop_prob: ``1 - p_L`` of ShakeDrop: the chance of the last block to be scaled; that of block l of L is
-            l / L of it.
+        depth: Number of layers, 9n + 2 for n blocks per stage.
+        widening: Number of channels that all blocks together add to the 16 of the stem; a block's output has 4 times
+            as many channels.
+        shake_drop_prob: ``1 - p_L`` of ShakeDrop, the probability that the last block's residual is scaled; block l
+            of L has l / L of it.
+        num_classes: See ``CifarNetwork``.
+        in_chans: See ``CifarNetwork``.
+        global_pool: See ``CifarNetwork``.
+        drop_rate: See ``CifarNetwork``.
 
     Raises:
         ValueError: There is no network of this depth.
@@ -80,7 +84,7 @@ class PyramidNet(CifarNetwork):
         total = 3 * num_blocks
         in_chs, channels, stages = 16, [], []
         for first in range(0, total, num_blocks):
-            blocks = []
+            blocks: list[nn.Module] = []
             for i in range(first + 1, first + num_blocks + 1):
                 mid_chs = math.floor(16 + i * widening / total + 0.5)
                 stride = 2 if first and not blocks else 1
@@ -107,7 +111,7 @@ def _create_pyramidnet(variant: str, pretrained: bool, **kwargs: Any) -> Pyramid
 
 @register_model
 def pyramidnet20_a30_shakedrop(pretrained: bool = False, **kwargs: Any) -> PyramidNet:
-    """None of the paper's: a small one for tests."""
+    """A small network for tests; it is not in the paper."""
     return _create_pyramidnet('pyramidnet20_a30_shakedrop', pretrained, **dict(dict(depth=20, widening=30), **kwargs))
 
 

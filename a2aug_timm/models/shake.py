@@ -1,37 +1,42 @@
-"""Shake-Shake and ShakeDrop: factors of each image that are others in the backward pass than in the forward pass."""
+"""Shake-Shake and ShakeDrop: random factors per image that differ between the forward and the backward pass."""
+from typing import Any
+
 import torch
 from timm.layers import register_notrace_module
 from torch import nn
 
 
 class _Scale(torch.autograd.Function):
-    """``x * forward_scale``, whose gradient is that of ``x * backward_scale``."""
+    """``x * forward_scale`` with the gradient of ``x * backward_scale``."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, forward_scale: torch.Tensor, backward_scale: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, forward_scale: torch.Tensor, backward_scale: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(backward_scale)
         return x * forward_scale
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         backward_scale, = ctx.saved_tensors
         return grad * backward_scale, None, None
 
 
 def _uniform(x: torch.Tensor) -> torch.Tensor:
-    """A number in [0, 1) for each image of ``x``; both passes' are drawn in forward, which checkpointing repeats."""
+    """A random number in [0, 1) per image of ``x``, ``[B, 1, 1, 1]``.
+
+    The factors of both passes are drawn in the forward pass, since gradient checkpointing repeats its draws.
+    """
     return torch.rand((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device)
 
 
 @register_notrace_module
 class ShakeShake(nn.Module):
-    """Mix two residuals of each image by a random share: ``α·a + (1 - α)·b`` forward, β in place of α backward.
+    """A random mean of two residuals: ``α·a + (1 - α)·b`` in the forward pass, with β for α in the backward pass.
 
-    In training α and β are uniform in [0, 1], drawn apart for each image (the paper's Shake-Shake-Image); in eval both
-    are 0.5, their mean. TorchScript has the eval only.
+    In training, α and β are uniform in [0, 1] and independent for each image (the paper's Shake-Shake-Image). In eval,
+    both are 0.5, their mean. TorchScript supports eval only.
 
     Shape:
-        Twice ``[B, C, H, W]`` -> ``[B, C, H, W]``.
+        Two ``[B, C, H, W]`` -> ``[B, C, H, W]``.
 
     Source: Gastaldi, "Shake-Shake regularization", https://arxiv.org/abs/1705.07485, §2.1 and Table 1.
     """
@@ -49,16 +54,16 @@ class ShakeShake(nn.Module):
 
 @register_notrace_module
 class ShakeDrop(nn.Module):
-    """Keep the residual of an image, or with ``drop_prob`` scale it by α forward and by β backward.
+    """A residual that is scaled at random, with ``drop_prob``: by α in the forward and by β in the backward pass.
 
-    In training whether to keep, α in [-1, 1] and β in [0, 1] are drawn for each image. So does AutoAugment's code
-    (tensorflow/models, research/autoaugment/shake_drop.py), whose settings the paper's experiments share; the code of
-    ShakeDrop's authors draws whether to keep for the batch and the factors for each element, that of Fast
-    AutoAugment the factors for each image. In eval the residual is scaled by the expectation, ``1 - drop_prob``.
-    TorchScript has the eval only.
+    In training, the decision, α in [-1, 1] and β in [0, 1] are drawn per image, as in AutoAugment's code
+    (tensorflow/models, research/autoaugment/shake_drop.py), whose settings the paper's experiments share. The code of
+    ShakeDrop's authors draws the decision per batch and the factors per element; that of Fast AutoAugment draws the
+    factors per image. In eval, the residual is scaled by the expectation, ``1 - drop_prob``. TorchScript supports eval
+    only.
 
     Args:
-        drop_prob: ``1 - p_l`` of the paper.
+        drop_prob: Probability that the residual is scaled, ``1 - p_l`` in the paper.
 
     Shape:
         ``[B, C, H, W]`` -> ``[B, C, H, W]``.

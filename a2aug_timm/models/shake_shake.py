@@ -19,7 +19,7 @@ __all__ = ['ShakeShakeNet']
 
 
 class ShiftedShortcut(nn.Module):
-    """Two halves of the channels, the second of the image moved by a pixel, so that a stride drops other pixels.
+    """A strided shortcut in two halves; the second sees the image shifted by one pixel, so it samples other pixels.
 
     Shape:
         ``[B, in_chs, H, W]`` -> ``[B, out_chs, H / stride, W / stride]``.
@@ -27,19 +27,19 @@ class ShiftedShortcut(nn.Module):
 
     def __init__(self, in_chs: int, out_chs: int, stride: int):
         super().__init__()
-        # A strided 1x1 convolution is the code's 1x1 pooling and its convolution at once.
+        # A strided 1x1 convolution equals the 1x1 pooling and the convolution of the author's code.
         self.conv1 = nn.Conv2d(in_chs, out_chs // 2, 1, stride, bias=False)
         self.conv2 = nn.Conv2d(in_chs, out_chs // 2, 1, stride, bias=False)
         self.norm = nn.BatchNorm2d(out_chs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # To the right and down, as the author's code; Fast AutoAugment's moves to the left and up.
+        # The shift is to the right and down, as in the author's code; Fast AutoAugment's is to the left and up.
         shifted = F.pad(x, (1, -1, 1, -1))
         return self.norm(torch.cat([self.conv1(x), self.conv2(shifted)], dim=1))
 
 
 class ShakeBlock(nn.Module):
-    """A shortcut and two residuals of the same shape, mixed by Shake-Shake; all see ``relu(x)`` but an identity.
+    """A shortcut and two residuals mixed by Shake-Shake; all but an identity shortcut take ``relu(x)``.
 
     Shape:
         ``[B, in_chs, H, W]`` -> ``[B, out_chs, H / stride, W / stride]``.
@@ -68,14 +68,18 @@ def _residual(in_chs: int, out_chs: int, stride: int) -> nn.Sequential:
 
 
 class ShakeShakeNet(CifarNetwork):
-    """A Shake-Shake-Image ResNet of two residuals a block, ``depth`` 2x ``base_width`` d.
+    """A Shake-Shake-Image ResNet with two residuals per block, ``depth`` 2x ``base_width`` d.
 
-    Parameters with 10 classes and 3 channels, and what is printed of them: 26 2x32d 2,923,162 (2.9 M), 26 2x96d
+    Parameters with 10 classes and 3 channels, and the published figures: 26 2x32d 2,923,162 (2.9 M), 26 2x96d
     26,192,922 (26.2 M).
 
     Args:
-        depth: Layers, 6n + 2 for n blocks a stage.
-        base_width: Stages have 1, 2 and 4 times as many channels.
+        depth: Number of layers, 6n + 2 for n blocks per stage.
+        base_width: Number of channels of the first stage; the next two have 2 and 4 times as many.
+        num_classes: See ``CifarNetwork``.
+        in_chans: See ``CifarNetwork``.
+        global_pool: See ``CifarNetwork``.
+        drop_rate: See ``CifarNetwork``.
 
     Raises:
         ValueError: There is no network of this depth or width.
@@ -93,7 +97,8 @@ class ShakeShakeNet(CifarNetwork):
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f'the depth of a Shake-Shake ResNet is 6n + 2, got {depth}')
         if base_width % 2:
-            raise ValueError(f'the width of a Shake-Shake ResNet is even, since shortcuts halve it, got {base_width}')
+            raise ValueError(
+                f'the width of a Shake-Shake ResNet must be even, since shortcuts halve it, got {base_width}')
         channels = [base_width, 2 * base_width, 4 * base_width]
         stages = []
         for in_chs, out_chs, stride in zip([16, *channels], channels, (1, 2, 2), strict=False):

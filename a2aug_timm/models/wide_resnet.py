@@ -1,8 +1,8 @@
 """Wide residual networks with pre-activation, for CIFAR.
 
 Source: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, https://arxiv.org/abs/1605.07146, and its code,
-https://github.com/szagoruyko/wide-residual-networks (models/wide-resnet.lua). timm's own ``wide_resnet50_2`` is the
-network with bottlenecks for ImageNet.
+https://github.com/szagoruyko/wide-residual-networks (models/wide-resnet.lua). timm's own ``wide_resnet50_2`` is
+another network: it has bottlenecks and is for ImageNet.
 """
 from collections import OrderedDict
 from typing import Any
@@ -18,7 +18,9 @@ __all__ = ['WideResNet']
 
 
 class PreActBlock(nn.Module):
-    """``x + conv2(relu(norm2(conv1(a))))`` with ``a = relu(norm1(x))``; a change of channels projects ``a``, not ``x``.
+    """``x + conv2(relu(norm2(conv1(a))))`` with ``a = relu(norm1(x))``.
+
+    Where the number of channels changes, a projection of ``a`` takes the place of ``x``.
 
     Shape:
         ``[B, in_chs, H, W]`` -> ``[B, out_chs, H / stride, W / stride]``.
@@ -39,14 +41,18 @@ class PreActBlock(nn.Module):
 
 
 class WideResNet(CifarNetwork):
-    """WRN-``depth``-``width_factor``.
+    """WRN-``depth``-``width_factor``, a wide residual network.
 
-    Parameters with 10 classes and 3 channels, and what the paper's table of depths and widths says: WRN-40-2
-    2,243,546 (2.2 M), WRN-28-10 36,479,194 (36.5 M). Not listed there: WRN-16-2 has 691,674, WRN-10-1 77,850.
+    Parameters with 10 classes and 3 channels, and the figures of the paper's table: WRN-40-2 2,243,546 (2.2 M),
+    WRN-28-10 36,479,194 (36.5 M). Not in the table: WRN-16-2 691,674, WRN-10-1 77,850.
 
     Args:
-        depth: Layers, 6n + 4 for n blocks a stage.
-        width_factor: Stages have 16, 32 and 64 times as many channels, rounded.
+        depth: Number of layers, 6n + 4 for n blocks per stage.
+        width_factor: The stages have 16, 32 and 64 times this many channels, rounded.
+        num_classes: See ``CifarNetwork``.
+        in_chans: See ``CifarNetwork``.
+        global_pool: See ``CifarNetwork``.
+        drop_rate: See ``CifarNetwork``.
 
     Raises:
         ValueError: There is no network of this depth.

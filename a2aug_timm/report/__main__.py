@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from ..cli.config import StrictParser
-from ..engine.checkpoint import atomic_write
+from ..engine.files import atomic_write
 from .page import write_page
 from .run_record import RunRecord, read_run
 from .sample_views import sample_views

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..engine.checkpoint import atomic_write
+from ..engine.files import atomic_write
 from .run_record import RunRecord
 
 # Okabe and Ito's palette, which color-blind readers can tell apart; black is the ensemble.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from ..engine.checkpoint import atomic_write
+from ..engine.files import atomic_write
 from ..report import RunRecord
 from .study_folder import Study
 from .trial import Row, Trial

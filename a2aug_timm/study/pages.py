@@ -12,7 +12,7 @@ import yaml
 from matplotlib.figure import Figure
 from timm.models import safe_model_name
 
-from ..engine.checkpoint import atomic_write
+from ..engine.files import atomic_write
 from ..report.plots import save
 from .figures import draw_branches, draw_cost, draw_numbers, draw_weights
 from .outcomes import Line, lines_of, short_count, write_runs

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..engine.checkpoint import atomic_write
+from ..engine.files import atomic_write
 from ..report import RunRecord, read_run
 from . import kept_results
 from .trial import Trial

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import yaml
 
-from ..engine.checkpoint import atomic_write
+from ..engine.files import atomic_write
 from .study_folder import Study
 from .trial import Trial
 

@@ -14,6 +14,7 @@ from ..cli.config import user_error_from
 from ..cli.resolve import dtype_of
 from ..engine.checkpoint import check_weights, load_weights, read_checkpoint, state_dict_of
 from ..engine.process import Process
+from ..engine.record import record_of
 
 
 def set_backends(args: argparse.Namespace, process: Process) -> None:
@@ -34,7 +35,7 @@ def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, pro
     is_fresh = checkpoint is None
     initial = _read_initial(args) if args.initial_checkpoint and is_fresh else None
     # Plain weights start all branches; those of a multi-branch run are a branch's own.
-    has_branches = initial is not None and _num_branches(initial) > 1
+    has_branches = initial is not None and _num_branches(initial, args.initial_checkpoint) > 1
 
     def create() -> nn.Module:
         model = _create_model(args, is_fresh)
@@ -133,14 +134,14 @@ def _read_initial(args: argparse.Namespace) -> dict[str, Any]:
     return read_checkpoint(path / 'model.safetensors' if path.is_dir() else path)
 
 
-def _num_branches(checkpoint: dict[str, Any]) -> int:
-    run = checkpoint.get('a2aug', {})
-    return 1 if run.get('own') == 'nothing' else run.get('num_branches', 1)
+def _num_branches(checkpoint: dict[str, Any], source: str) -> int:
+    record = record_of(checkpoint, source)
+    return 1 if record is None else record.num_model_branches
 
 
 def _check_pretrained(checkpoint: dict[str, Any], path: str, model: nn.Module) -> None:
     """timm adapts head and stem and so takes any file; refuse what it would take nothing or the wrong things of."""
-    if _num_branches(checkpoint) > 1:
-        raise ValueError(f"'{path}' holds {_num_branches(checkpoint)} branches; export one of them first")
+    if (num_branches := _num_branches(checkpoint, path)) > 1:
+        raise ValueError(f"'{path}' holds {num_branches} branches; export one of them first")
     if not state_dict_of(checkpoint, use_ema=None).keys() & model.state_dict().keys():
         raise ValueError(f"'{path}' holds no weights of {type(model).__name__}")

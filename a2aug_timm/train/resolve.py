@@ -5,6 +5,7 @@ from typing import Any
 from ..cli.checks import flag
 from ..cli.resolve import import_device_modules, replaced, resolve_common
 from ..data.policies import SPACES, sample_beside
+from ..engine.record import has_record
 from .resume import adopt_run
 
 # timm's length of the final decay of these schedules, a share of all epochs.
@@ -37,7 +38,7 @@ def resolve(
         aa=None if args.aa == 'none' and args.a2aug_branches == 1 else args.aa,
         drop_path=args.drop_path if args.drop_connect is None else args.drop_connect,
         drop_connect=None,
-        decay_epochs=_decay_epochs(args, explicit, is_resumed=checkpoint is not None and 'a2aug' in checkpoint),
+        decay_epochs=_decay_epochs(args, explicit, is_resumed=checkpoint is not None and has_record(checkpoint)),
         eval_metric=args.eval_metric if args.val_split or args.holdout is not None else 'loss',
         img_size=_img_size(args))
     return _with_policies(args, explicit) if args.a2aug_branches > 1 else args

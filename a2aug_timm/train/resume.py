@@ -6,6 +6,7 @@ from typing import Any
 from ..cli.checks import flag
 from ..cli.resolve import replaced
 from ..data.policies import sample_beside
+from ..engine.record import has_record, record_of
 
 # Values that a checkpoint fixes: another value would be another run.
 _FIXED_BY_CHECKPOINT = (
@@ -22,18 +23,19 @@ _SEARCH_SPACE = {'a2aug_seed', 'a2aug_space', 'a2aug_num_layers', 'a2aug_magnitu
 
 def adopt_run(args: argparse.Namespace, explicit: set[str], checkpoint: dict[str, Any]) -> argparse.Namespace:
     """Take over the arguments of the run that is resumed, except those that the command line sets."""
-    if 'a2aug' not in checkpoint:  # a checkpoint of timm's own script holds no arguments of ours
+    record = record_of(checkpoint, args.resume)
+    if record is None:  # a checkpoint of timm's own script holds no arguments of ours
         return args
     kept = explicit | _NOT_ADOPTED | ({'data_dir'} if 'data' in explicit else set())
     adopted = {name: value for name, value in checkpoint['args'].items() if name not in kept and hasattr(args, name)}
-    if checkpoint['a2aug'].get('is_lr_computed') and 'lr' not in explicit:
+    if record.is_lr_computed and 'lr' not in explicit:
         adopted['lr'] = None  # computed from --lr-base again
     return replaced(args, **adopted)
 
 
 def check_resume(args: argparse.Namespace, explicit: set[str], checkpoint: dict[str, Any]) -> None:
     """Raise ``ValueError`` if the command line contradicts what the checkpoint fixes."""
-    if 'a2aug' not in checkpoint:  # a checkpoint of timm's own script tells its architecture alone
+    if not has_record(checkpoint):  # a checkpoint of timm's own script tells its architecture alone
         if args.a2aug_branches > 1:
             raise ValueError(f"'{args.resume}' holds a plain run; start from its weights with --initial-checkpoint")
         _check_fixed(args, explicit, {'model': checkpoint.get('arch', args.model)})
@@ -63,7 +65,7 @@ def folder_of_run(args: argparse.Namespace, explicit: set[str], checkpoint: dict
 
     A run continues in its own folder unless it restarts from before its end, or the command line names another one.
     """
-    if checkpoint is None or 'a2aug' not in checkpoint or args.start_epoch is not None:
+    if checkpoint is None or not has_record(checkpoint) or args.start_epoch is not None:
         return None
     path = Path(args.resume)
     named = output_of(args) / args.experiment

@@ -2,7 +2,7 @@
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,8 @@ from ..engine.checkpoint import read_checkpoint, state_dict_of, training_state
 from ..engine.epoch import OptimizerStep, TrainedEpoch, Update, evaluate
 from ..engine.process import Process
 from ..engine.random_state import RememberingCollate, gather_rng_states
-from ..export import build_model, load_line
+from ..engine.record import CheckpointRecord
+from ..export import create_from_config, load_line
 from ..logits import branch_logits, resize
 from ..task import A2AugTask
 from .model import owned_by_branches
@@ -73,7 +74,7 @@ class Run:
         # The workers are ahead of the update, and a resume restarts their epoch.
         state = self._state(with_workers=False)
         if self.process.is_primary:
-            self.folder.save_recovery({**state, 'a2aug': record}, epoch, update)
+            self.folder.save_recovery({**state, **record.to_entry()}, epoch, update)
 
     def end_epoch(self, epoch: int, trained: TrainedEpoch, loader: Any, datasets: list[Any]) -> float | None:
         """Evaluate every branch, save the epoch and print it.
@@ -96,38 +97,38 @@ class Run:
             return None
         record = self._judge(epoch, loader)
         metric = trained.terms['loss']
-        if record['metrics']:
-            metric = record['metrics'][record['best_branch']][self.args.eval_metric]
+        if record.metrics:
+            metric = record.metrics[record.best_branch][self.args.eval_metric]
         row = summary_row(
-            epoch, trained.terms, record['metrics'], record['mu'], record['best_branch'], self.step.lr,
+            epoch, trained.terms, record.metrics, record.mu, record.best_branch, self.step.lr,
             train_views=self._num_views, train_seconds=round(self._seconds, 3))
         self._num_views, self._seconds = 0, 0.
         state = self._state()
         num_skipped = self._count_skipped(datasets)
         if self.process.is_primary:
-            model = self.step.task.get_eval_model(ema=record['judged_ema'])
+            model = self.step.task.get_eval_model(ema=record.judged_ema)
             self.folder.save(self._as_built(model), state, row, record, metric)
             self.log(row)
             self._show(record, trained.terms, num_skipped)
         return metric
 
-    def _judge(self, epoch: int, loader: Any) -> dict[str, Any]:
+    def _judge(self, epoch: int, loader: Any) -> CheckpointRecord:
         args, record = self.args, self._record(epoch)
-        model = self.step.task.get_eval_model(ema=record['judged_ema']).eval()
+        model = self.step.task.get_eval_model(ema=record.judged_ema).eval()
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise FloatingPointError(f'the weights are not finite after epoch {epoch}')
         if loader is None:
             return record
-        metrics = self._metrics(model, epoch, record['mu'], loader)
+        metrics = self._metrics(model, epoch, record.mu, loader)
         sign = -1 if args.eval_metric == 'loss' else 1
-        num_judged = 1 if record['own'] == 'nothing' else len(record['mu'])
+        num_judged = record.num_model_branches
         finite = [branch for branch in range(num_judged) if math.isfinite(metrics[branch]['loss'])]
         if not finite:
             raise FloatingPointError(f'the validation loss is not finite after epoch {epoch}')
         # Among equal branches, the lower loss decides.
         best_branch = max(
             finite, key=lambda branch: (sign * metrics[branch][args.eval_metric], -metrics[branch]['loss']))
-        return {**record, 'metrics': metrics, 'best_branch': best_branch}
+        return replace(record, metrics=metrics, best_branch=best_branch)
 
     def _metrics(self, model: nn.Module, epoch: int, mu: list[float], loader: Any) -> list[dict[str, float]]:
         """Metrics of every branch and the ensemble."""
@@ -147,7 +148,7 @@ class Run:
             predict, torch.tensor(mu), loader, device=self.process.device, autocast=self.step.autocast,
             channels_last=self.args.channels_last, dtype=dtype_of(self.args.model_dtype))
 
-    def _record(self, epoch: int) -> dict[str, Any]:
+    def _record(self, epoch: int) -> CheckpointRecord:
         """Record of the run, before any image is evaluated."""
         args, task = self.args, self.step.task
         judged_ema = args.model_ema and not args.model_ema_force_cpu
@@ -155,7 +156,7 @@ class Run:
         # Without validation images, the largest weight decides: in the paper (Table 6) it is the best branch's.
         own = owned_by_branches(args)
         best_branch = 0 if own == 'nothing' else int(mu.argmax())
-        return dict(
+        return CheckpointRecord(
             epoch=epoch, num_branches=args.a2aug_branches, own=own, branch_sizes=args.a2aug_branch_sizes,
             judged_ema=judged_ema, is_lr_computed=args.is_lr_computed, mu=mu.tolist(),
             policies=args.a2aug_policies or [args.aa], metrics=None, best_branch=best_branch,
@@ -175,7 +176,7 @@ class Run:
         # The norms of the other splits are only needed in training.
         weights = {key: value for key, value in utils.get_state_dict(model).items() if '.aux_bn.' not in key}
         with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
-            built = build_model(self.config)
+            built = create_from_config(self.config)
         built.load_state_dict(weights)
         return built
 
@@ -187,23 +188,23 @@ class Run:
             dist.all_reduce(count)
         return int(count)
 
-    def _show(self, record: dict[str, Any], terms: dict[str, float], num_skipped: int) -> None:
+    def _show(self, record: CheckpointRecord, terms: dict[str, float], num_skipped: int) -> None:
         """Print the epoch's line and its table of branches."""
         self.progress.pause()
-        title = f"epoch {record['epoch'] + 1}/{self.progress.num_epochs}  train loss {terms['loss']:.4f}"
+        title = f"epoch {record.epoch + 1}/{self.progress.num_epochs}  train loss {terms['loss']:.4f}"
         if num_skipped:
             title += f'  skipped {num_skipped} broken image{"s" if num_skipped > 1 else ""}'
-        if record['metrics'] is None:
+        if record.metrics is None:
             print(title)
             return
-        labels = branch_labels(record['policies'], record['branch_sizes'])
-        if record['own'] == 'nothing':
+        labels = branch_labels(record.policies, record.branch_sizes)
+        if record.own == 'nothing':
             labels = ['all policies, shared batch norm']
-        metrics = record['metrics']
-        if not self.has_started(record['epoch']):
+        metrics = record.metrics
+        if not self.has_started(record.epoch):
             title += f'  (branches start at epoch {self.args.a2aug_start_epoch + 1})'
             labels, metrics = labels[:1], metrics[:1]
-        print_table(title, branch_table(labels, metrics, record['mu'], record['best_branch']))
+        print_table(title, branch_table(labels, metrics, record.mu, record.best_branch))
 
     def finish(self, loader: Any) -> None:
         """Evaluate the chosen branch on the test images, if there are any, and print and save the result.
@@ -234,7 +235,7 @@ class Run:
     def _test(self, row: dict[str, Any] | None, loader: Any) -> dict[str, float] | None:
         """Metrics of the export on the test images; only the first rank has the export and its row of the history."""
         branch = torch.tensor(-1 if row is None else row.get('best_branch', 0), device=self.process.device)
-        model = build_model(self.config)
+        model = create_from_config(self.config)
         if row is not None:
             model.load_state_dict(state_dict_of(read_checkpoint(self.folder.export_path / 'model.safetensors')))
         model.to(self.process.device, dtype_of(self.args.model_dtype)).eval()

@@ -9,8 +9,11 @@ from typing import Any
 import yaml
 from torch import nn
 
-from ..engine.checkpoint import CheckpointKeeper, atomic_write, copy, read_checkpoint, remove_unfinished
-from ..export import export_branch_of, load_branches
+from ..engine.checkpoint import read_checkpoint
+from ..engine.files import atomic_copy, atomic_write, remove_unfinished
+from ..engine.keeper import CheckpointKeeper
+from ..engine.record import CheckpointRecord, require_record
+from ..export import export_recorded_branch, load_branches
 
 
 def choose_folder(
@@ -63,16 +66,16 @@ class RunFolder:
     def _resume(self, checkpoint: dict[str, Any], source: str | Path, start_epoch: int) -> None:
         source = Path(source)
         self.history = [row for row in checkpoint.get('history', []) if row['epoch'] < start_epoch]
-        self.keeper.load(checkpoint, start_epoch)
+        self.keeper.load(checkpoint, start_epoch, str(source))
         if self.history:  # a run that was killed after its checkpoint has not written it
             write_summary(self.path / 'summary.csv', self.history)
         if source.parent.resolve() != self.path.resolve():
-            copy(source, self.last_path)
+            atomic_copy(source, self.last_path)
             self.keeper.take_from(source.parent)
         if path := self.keeper.restore_best():
             best = read_checkpoint(path)
-            run = best['a2aug']
-            export_branch_of(run, load_branches(best, str(path)), run['best_branch'], self.export_path)
+            record = require_record(best, str(path))
+            export_recorded_branch(record, load_branches(best, str(path)), record.best_branch, self.export_path)
 
     def begin(
             self,
@@ -95,6 +98,7 @@ class RunFolder:
         (self.path / 'result.json').unlink(missing_ok=True)  # of an earlier end of the run
         if checkpoint is not None:
             self._resume(checkpoint, source, start_epoch)
+        self.keeper.remove_recoveries(start_epoch)
         for folder in (self.path, self.export_path):
             remove_unfinished(folder)
         with atomic_write(self.path / 'args.yaml') as path:
@@ -106,7 +110,7 @@ class RunFolder:
             model: nn.Module,
             state: dict[str, Any],
             row: dict[str, Any],
-            record: dict[str, Any],
+            record: CheckpointRecord,
             metric: float,
     ) -> None:
         """Save an epoch: the checkpoint, its row of the summary, and the export if the epoch is the best so far.
@@ -121,11 +125,10 @@ class RunFolder:
         self.history.append(row)
         # The export is written first: after a kill in between, the epoch is repeated and exported again.
         if self.keeper.is_best(metric):
-            export_branch_of(record, model, record['best_branch'], self.export_path)
-        self.keeper.save({**state, 'a2aug': record, 'history': self.history}, epoch=row['epoch'], metric=metric)
+            export_recorded_branch(record, model, record.best_branch, self.export_path)
+        self.keeper.save({**state, **record.to_entry(), 'history': self.history}, epoch=row['epoch'], metric=metric)
         write_summary(self.path / 'summary.csv', self.history)
-        for recovery in self.path.glob('recovery-*.pth.tar'):
-            recovery.unlink()
+        self.keeper.remove_recoveries(row['epoch'] + 1)
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write the result of the run."""
@@ -134,11 +137,7 @@ class RunFolder:
 
     def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> None:
         """Save a checkpoint in the middle of an epoch; the next one or the end of the epoch replaces it."""
-        before = set(self.path.glob('recovery-*.pth.tar'))
-        path = self.path / f'recovery-{epoch}-{update}.pth.tar'
-        self.keeper.save_recovery({**state, 'history': self.history}, path, epoch)
-        for recovery in before - {path}:
-            recovery.unlink()
+        self.keeper.save_recovery({**state, 'history': self.history}, epoch, update)
 
 
 def summary_row(

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torchvision.utils import save_image
 
-from ..engine.checkpoint import atomic_write
+from ..engine.files import atomic_write
 
 
 def command_and_versions(command: Sequence[str] | None = None) -> list[str]:

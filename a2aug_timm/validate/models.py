@@ -10,11 +10,12 @@ from timm.layers import set_layer_config
 from timm.utils import natural_key
 from torch import nn
 
-from ..branches import extract_branch, num_branches_of
+from ..branches import extract_branch
 from ..cli.checks import flag
 from ..cli.config import user_error_from
 from ..engine.checkpoint import load_weights, read_checkpoint
-from ..export import build_model, load_branches, read_config, resolve_branches
+from ..engine.record import CheckpointRecord, record_of
+from ..export import create_from_config, load_branches, read_config
 
 # timm's pretrained weights that are not ImageNet-1k classifiers.
 _NO_IMAGENET_CLASSIFIER = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
@@ -103,8 +104,8 @@ def load(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool =
         if path.is_dir():
             path = path / 'model.safetensors'
         checkpoint = read_checkpoint(path)
-        if 'a2aug' in checkpoint:
-            return _load_run(args, explicit, checkpoint, str(path))
+        if record := record_of(checkpoint, str(path)):
+            return _load_run(args, explicit, checkpoint, record, str(path))
         _refuse_branch(args, explicit, is_one_of_several)
         return _load_plain(args, explicit, checkpoint, path)
 
@@ -113,37 +114,36 @@ def _load_run(
         args: argparse.Namespace,
         explicit: set[str],
         checkpoint: dict[str, Any],
+        record: CheckpointRecord,
         source: str,
 ) -> Branches:
-    run = checkpoint['a2aug']
-    _check_config(args, explicit, run['config'])
+    _check_config(args, explicit, record.config)
     model = load_branches(checkpoint, source, use_ema=True if args.use_ema else None)
-    num_branches = num_branches_of(model)  # 1 where they shared all they have
-    branches = resolve_branches(args.branch, run, model)
-    rows = [{'model': run['config']['architecture'], 'branch': branch,
-             'policy': run['policies'][branch] if num_branches == len(run['policies']) else None,
-             'mu': run['mu'][branch] if num_branches > 1 else 1.} for branch in branches]
+    num_branches = record.num_model_branches
+    branches = record.resolve(args.branch)
+    rows = [{'model': record.config['architecture'], 'branch': branch, 'policy': record.policy_of(branch),
+             'mu': record.mu[branch] if num_branches > 1 else 1.} for branch in branches]
     # Plain models, since fusing, scripting or compiling a multi-branch network would fix the norms of one branch.
     models = [extract_branch(model, branch) for branch in branches] if num_branches > 1 else [model]
-    sizes = _sizes_of(args, explicit, run, branches)
+    sizes = _sizes_of(args, explicit, record, branches)
     for row, size in zip(rows, sizes or (), strict=False):
         row['img_size'] = size
-    return Branches(models, rows, run['config'].get('label_names'), num_branches, sizes)
+    return Branches(models, rows, record.config.get('label_names'), num_branches, sizes)
 
 
 def _sizes_of(
         args: argparse.Namespace,
         explicit: set[str],
-        run: dict[str, Any],
+        record: CheckpointRecord,
         branches: list[int],
 ) -> list[int] | None:
-    if not run['branch_sizes']:
+    if not record.branch_sizes:
         return None
     for name in ('img_size', 'input_size', 'test_pool'):
         if name in explicit and getattr(args, name):
             raise ValueError(f'{flag(name)} has no effect; each branch of the checkpoint has images of a size of its '
                              'own. Export the branch to measure it at another')
-    return [run['branch_sizes'][branch] for branch in branches]
+    return [record.branch_sizes[branch] for branch in branches]
 
 
 def _load_plain(
@@ -155,7 +155,7 @@ def _load_plain(
     config = read_config(path)
     if config is not None:
         _check_config(args, explicit, config)
-        model = build_model(config)
+        model = create_from_config(config)
     else:
         model = _create(args)
     load_weights(model, checkpoint, str(path), args.use_ema)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..engine.checkpoint import atomic_write
+from ..engine.files import atomic_write
 
 
 def describe(

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 import a2aug_timm
 from a2aug_timm import convert_multi_branch_bn, export_branch, select_branch
-from a2aug_timm.export import build_model, model_config, read_config
+from a2aug_timm.export import create_from_config, model_config, read_config
 
 FOREIGN = '''
 import sys
@@ -92,7 +92,7 @@ def test_the_folder_says_what_it_is(tmp_path):
 def test_a_model_is_built_again_with_the_arguments_it_had(tmp_path):
     model = timm.create_model(
         'test_efficientnet', num_classes=4, in_chans=2, global_pool='max', bn_eps=1e-3, drop_rate=0.3)
-    again = build_model(model_config(model))
+    again = create_from_config(model_config(model))
     assert (again.num_classes, again.conv_stem.in_channels, again.bn1.eps) == (4, 2, 1e-3)
     images = torch.randn(2, 2, 32, 32)
     again.load_state_dict(model.state_dict())

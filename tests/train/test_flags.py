@@ -16,6 +16,7 @@ import a2aug_timm.train.__main__ as train
 import a2aug_timm.validate.__main__ as validate
 from a2aug_timm import MultiBranchNorm
 from a2aug_timm.engine.checkpoint import read_checkpoint
+from a2aug_timm.engine.record import require_record
 from a2aug_timm.export import load_branches
 from tests.commands import SMALL, THREE, built
 
@@ -59,7 +60,7 @@ def test_every_norm_can_have_branches_and_the_checkpoint_knows_it(run):
 def test_branches_of_different_sizes_are_judged_and_exported_at_them(run, tmp_path):
     folder, rows, checkpoint = run(
         *THREE, '--a2aug-branch-sizes', '32', '24', '16', '--a2aug-policies', 'none', 'none', 'v0')
-    best = checkpoint['a2aug']['best_branch']
+    best = require_record(checkpoint, 'last').best_branch
     size = (32, 24, 16)[best]
     assert timm.create_model(f'local-dir:{folder}/export', pretrained=True).pretrained_cfg['input_size'] == (
         1, size, size)
@@ -79,7 +80,8 @@ def test_branches_of_different_sizes_are_judged_and_exported_at_them(run, tmp_pa
 def test_separate_networks_take_the_arguments_that_one_takes(run):
     *_, checkpoint = run(*THREE, '--model', 'test_vit', '--img-size', '64', '--model-kwargs', 'img_size=64',
                               '--a2aug-independent', '--input-size', '1', '64', '64')
-    assert checkpoint['a2aug']['own'] == 'network' and checkpoint['a2aug']['data_config']['input_size'] == (1, 64, 64)
+    record = require_record(checkpoint, 'last')
+    assert record.own == 'network' and record.data_config['input_size'] == (1, 64, 64)
 
 
 def test_plain_training_takes_the_policies_that_timm_lacks(tmp_path):

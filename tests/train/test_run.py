@@ -14,6 +14,7 @@ import a2aug_timm.train.__main__ as train
 import a2aug_timm.validate.__main__ as validate
 from a2aug_timm import sample_policies
 from a2aug_timm.engine.checkpoint import read_checkpoint
+from a2aug_timm.engine.record import require_record
 from tests import ROOT
 from tests.commands import SMALL, THREE, built, refused, rows_of, run_train
 
@@ -46,8 +47,8 @@ def test_a_run_leaves_arguments_summary_checkpoints_and_an_export(tmp_path, caps
 
     checkpoint = read_checkpoint(run / 'last.pth.tar')
     best = max(rows, key=lambda row: float(row['eval_top1']))
-    assert checkpoint['a2aug']['policies'] == policies and checkpoint['a2aug']['best_branch'] == int(
-        rows[1]['best_branch'])
+    record = require_record(checkpoint, 'last')
+    assert record.policies == policies and record.best_branch == int(rows[1]['best_branch'])
     assert len(list(run.glob('checkpoint-*.pth.tar'))) == 1
     exported = torch.load(run / 'export' / 'checkpoint.pth.tar', weights_only=True)['metadata']
     assert exported['branch'] == int(best['best_branch'])
@@ -222,4 +223,4 @@ def test_two_processes_and_two_nodes_train_together(run_script, tmp_path, capsys
     assert len(one['rng']) == 2
     for key, value in one['state_dict'].items():
         torch.testing.assert_close(other['state_dict'][key], value)
-    assert one['a2aug']['policies'] == other['a2aug']['policies'] == sample_policies(3, 42)
+    assert all(require_record(checkpoint, 'last').policies == sample_policies(3, 42) for checkpoint in (one, other))

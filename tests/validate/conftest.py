@@ -11,8 +11,10 @@ import a2aug_timm.validate.__main__ as validate
 from a2aug_timm import convert_multi_branch_bn, extract_branch, select_branch
 from a2aug_timm.data.datasets import DigitsDataset
 from a2aug_timm.engine.checkpoint import read_checkpoint
+from a2aug_timm.engine.record import require_record
 from a2aug_timm.export import export_branch, load_branches, model_config
 from tests import commands
+from tests.records import make_record
 from tests.validate.reference import INPUT, images_of, write_digits
 
 
@@ -51,10 +53,8 @@ def run(tmp_path_factory):
         for epoch, noise in ((0, 0.1), (1, 0.)):
             model.fc.weight.copy_((fitted + noise * torch.randn_like(fitted)).T)
             model.fc.bias.zero_()
-            record = dict(
-                config=config, num_branches=3, own='bn', branch_sizes=None, judged_ema=False,
-                policies=['v0', '3a', 'augmix-m3'], mu=[0.5, 0.2, 0.3], best_branch=0, metrics=None, epoch=epoch)
-            torch.save({'state_dict': model.state_dict(), 'a2aug': record}, folder / f'checkpoint-{epoch}.pth.tar')
+            record = make_record(3, config=config, mu=[0.5, 0.2, 0.3], epoch=epoch)
+            torch.save({'state_dict': model.state_dict(), **record.to_entry()}, folder / f'checkpoint-{epoch}.pth.tar')
     shutil.copy(folder / 'checkpoint-1.pth.tar', folder / 'last.pth.tar')
     export_branch(model, 0, folder / 'export', data_config=INPUT, label_names=config['label_names'],
                   metadata={'policy': 'v0'})
@@ -66,7 +66,7 @@ def branches(run):
     """Its branches as plain models, and their weights in the ensemble."""
     checkpoint = read_checkpoint(run / 'last.pth.tar')
     model = load_branches(checkpoint, 'last')
-    return [extract_branch(model, i).eval() for i in range(3)], torch.tensor(checkpoint['a2aug']['mu'])
+    return [extract_branch(model, i).eval() for i in range(3)], torch.tensor(require_record(checkpoint, 'last').mu)
 
 
 @pytest.fixture(scope='session')

@@ -17,6 +17,7 @@ from a2aug_timm.data.skipping import SkippingDataset
 from a2aug_timm.engine.checkpoint import read_checkpoint
 from a2aug_timm.export import load_branches, model_config
 from a2aug_timm.validate import inference
+from tests.records import make_record
 from tests.validate.reference import CPU, DIGITS, INPUT, check, images_of, logits_of
 
 
@@ -87,9 +88,8 @@ def hand_made_run(path, name):
                 module.branches[1].weight.mul_(1.3)
                 module.branches[1].running_mean.add_(0.1)
         model.get_classifier().weight.mul_(20)
-    torch.save({'state_dict': model.state_dict(), 'a2aug': dict(
-        config=config, num_branches=2, own='bn', branch_sizes=None, judged_ema=False, policies=['v0', '3a'],
-        mu=[0.7, 0.3], best_branch=1, metrics=None, epoch=0)}, path)
+    record = make_record(2, config=config, mu=[0.7, 0.3], best_branch=1)
+    torch.save({'state_dict': model.state_dict(), **record.to_entry()}, path)
     return path
 
 
