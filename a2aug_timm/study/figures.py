@@ -8,6 +8,7 @@ from matplotlib.ticker import NullLocator
 
 from ..report.plots import COLORS, ENSEMBLE_COLOR, draw_mu, draw_series, finish, short_policy
 from .outcomes import Line, expected_search, lines_of
+from .price_table import PriceLine
 from .rows import MAX_BRANCHES, Method
 from .study_folder import Study
 from .trial import Row
@@ -90,6 +91,39 @@ def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> 
     axes.set_title(f'top-1, %, against cost: {model}', loc='left')
     finish(axes, 'views, as a multiple of a plain run')
     return figure
+
+
+def draw_pareto(lines: Sequence[PriceLine], model: str) -> Figure | None:
+    """Top-1 with its interval against the seconds of training, and the front of the rows that no other row beats."""
+    done = sorted((line for line in lines if line.top1 is not None), key=lambda line: (line.seconds, -line.top1.mean))
+    if not done:
+        return None
+    figure = Figure(figsize=(8, 4.8), layout='constrained')
+    axes = figure.subplots()
+    groups = list(dict.fromkeys(line.row.group for line in lines))
+    for number, group in enumerate(groups):
+        own = [line for line in done if line.row.group == group]
+        margins = [0. if line.top1.low is None else line.top1.high - line.top1.mean for line in own]
+        if own:
+            axes.errorbar([line.seconds for line in own], [line.top1.mean for line in own], margins, fmt='o',
+                          markersize=4, capsize=2, linewidth=0.8, color=COLORS[number % len(COLORS)], label=group)
+    front = pareto_front(done)
+    axes.step([line.seconds for line in front], [line.top1.mean for line in front], where='post', linewidth=1,
+              color=ENSEMBLE_COLOR, label='best for its cost')
+    for line in front:
+        axes.annotate(line.row.name, (line.seconds, line.top1.mean), (3, 4), textcoords='offset points', fontsize=7)
+    axes.set_title(f'top-1, %, with 95 % intervals: {model}', loc='left')
+    finish(axes, 'seconds of training')
+    return figure
+
+
+def pareto_front(lines: Sequence[PriceLine]) -> list[PriceLine]:
+    """Lines with a higher top-1 than all lines before them; ``lines`` are in order of cost."""
+    front: list[PriceLine] = []
+    for line in lines:
+        if not front or line.top1.mean > front[-1].top1.mean:
+            front.append(line)
+    return front
 
 
 def _draw_points(axes: Axes, xs: Sequence[int], lines: Sequence[Line], label: str, color: str, style: str) -> None:

@@ -11,7 +11,7 @@ _logger = logging.getLogger(__name__)
 
 FILE = 'trials.jsonl'
 _ARGS = ('model', 'seed', 'epochs', 'lr', 'batch_size', 'aa', 'a2aug_policies', 'eval_metric')
-_COLUMNS = ('epoch', 'train_loss', 'train_views', 'train_seconds', 'eval_top1', 'eval_loss', 'best_branch')
+_COLUMNS = ('epoch', 'train_views', 'train_seconds', 'eval_top1', 'best_branch')
 
 
 def read_results(path: Path) -> dict[str, RunRecord | str]:
@@ -52,7 +52,7 @@ def _entry(name: str, record: RunRecord) -> dict[str, Any]:
 
 
 def _short(value: float | None) -> float | None:
-    """A value with ten significant digits; whole numbers keep all, and what is not finite has no value."""
+    """A value with seven significant digits; whole numbers keep all, and what is not finite has no value."""
     if value is None or not math.isfinite(value):
         return None
-    return int(value) if value == int(value) else float(f'{value:.10g}')
+    return int(value) if value == int(value) else float(f'{value:.7g}')

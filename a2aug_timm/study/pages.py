@@ -2,7 +2,8 @@
 import csv
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from timm.models import safe_model_name
 
 from ..engine.files import atomic_write
 from ..report.plots import save
-from .figures import draw_branches, draw_cost, draw_numbers, draw_weights
+from .figures import draw_branches, draw_cost, draw_numbers, draw_pareto, draw_weights
 from .outcomes import Line, lines_of, short_count, write_runs
+from .price import PRICE_TITLES, Price
+from .price_table import price_lines, price_table
 from .rows import TABLES, TITLES, Method
 from .study_folder import Study
-from .trial import Row
+from .trial import Row, Trial
 
 Table = list[list[Any]]  # the first line is the header
 
@@ -32,33 +35,68 @@ at the same seeds. 1× is the number of views in a plain run of {epochs} epochs.
 evaluation; they are comparable only if the machine was otherwise idle."""
 
 
-def write_tables(study: Study, method: Method, tables: Sequence[str], origin: Sequence[str]) -> tuple[int, int]:
+@dataclass(frozen=True)
+class _Content:
+    """A table before it is written: for reading, for computing, and what belongs to it."""
+    title: str
+    markdown: Table
+    plain: Table
+    notes: list[str]
+    figures: list[tuple[str, Figure]]
+    trials: list[Trial]
+
+
+def write_tables(
+        study: Study,
+        method: Method,
+        tables: Sequence[str],
+        origin: Sequence[str],
+        prices: Mapping[str, Price] | None = None,
+) -> tuple[int, int]:
     """Write each table with its figures, ``runs.csv`` and the page.
 
     Args:
+        tables: Names of the paper's tables.
         origin: Command and versions, for the page.
+        prices: Name -> table of the comparison at equal cost.
 
     Returns:
-        Number of finished trials, and of all trials.
+        Number of finished trials, and of all trials that are known.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
-    all_trials = {}
-    for name in tables:
-        rows = TABLES[name](method)
-        markdown, plain, notes = {'table2': _methods, 'table6': _branches}.get(name, _costs)(study, rows)
-        trials = dict.fromkeys(trial for seed in study.seeds for row in rows for model in study.models
-                               for trial in row.trials(model, seed))
-        all_trials.update(trials)
-        notes += [f'{trial.name} failed: {why}' for trial in trials if (why := study.failure(trial))]
-        figures = [_save_figure(study.folder / stem, figure) for stem, figure in _figures(name, study, method, rows)]
-        _write(study.folder / f'{name}.md', '\n\n'.join([f'## {TITLES[name]}', _markdown(markdown), *notes, *figures]))
+    prices = prices or {}
+    all_trials: dict[Trial, None] = {}
+    for name in [*tables, *prices]:
+        content = _price_content(name, study, prices) if name in prices else _paper_content(name, study, method)
+        all_trials.update(dict.fromkeys(content.trials))
+        failures = [f'{trial.name} failed: {why}' for trial in content.trials if (why := study.failure(trial))]
+        figures = [_save_figure(study.folder / stem, figure) for stem, figure in content.figures]
+        _write(study.folder / f'{name}.md', '\n\n'.join(
+            [f'## {content.title}', _markdown(content.markdown), *content.notes, *failures, *figures]))
         with atomic_write(study.folder / f'{name}.csv') as path, open(path, 'w', newline='', encoding='utf-8') as file:
-            csv.writer(file).writerows(plain)
-    for trial in all_trials:
-        study.keep_result(trial)
+            csv.writer(file).writerows(content.plain)
+    study.keep_results(all_trials)
     write_runs(study, list(all_trials), study.folder / 'runs.csv')
-    _write(study.folder / PAGE, _page(study, tables, origin))
+    _write(study.folder / PAGE, _page(study, [*tables, *prices], origin))
     return sum(map(study.is_done, all_trials)), len(all_trials)
+
+
+def _paper_content(name: str, study: Study, method: Method) -> _Content:
+    rows = TABLES[name](method)
+    markdown, plain, notes = {'table2': _methods, 'table6': _branches}.get(name, _costs)(study, rows)
+    trials = dict.fromkeys(trial for seed in study.seeds for row in rows for model in study.models
+                           for trial in row.trials(model, seed))
+    return _Content(TITLES[name], markdown, plain, notes, _figures(name, study, method, rows), list(trials))
+
+
+def _price_content(name: str, study: Study, prices: Mapping[str, Price]) -> _Content:
+    markdown, plain, notes = price_table(study, prices[name])
+    figures = []
+    if name == list(prices)[-1]:  # one figure for all numbers of views
+        for model in study.models:
+            lines = [line for price in prices.values() for line in price_lines(study, price, model)]
+            figures.append((_stem('pareto', study, model), draw_pareto(lines, model)))
+    return _Content(PRICE_TITLES[name], markdown, plain, notes, _drawn(figures), prices[name].trials(study))
 
 
 def _costs(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]]:
@@ -130,10 +168,16 @@ def _figures(name: str, study: Study, method: Method, rows: Sequence[Row]) -> li
     if draw is None:
         return []
     stem, function = draw
-    several = len(study.models) > 1
-    figures = [(f'{stem}-{safe_model_name(model)}' if several else stem, function(study, rows, model))
-               for model in study.models]
+    return _drawn([(_stem(stem, study, model), function(study, rows, model)) for model in study.models])
+
+
+def _drawn(figures: Sequence[tuple[str, Figure | None]]) -> list[tuple[str, Figure]]:
     return [(stem, figure) for stem, figure in figures if figure is not None]
+
+
+def _stem(name: str, study: Study, model: str) -> str:
+    """Name of a figure's file; it contains the network if the study has several."""
+    return f'{name}-{safe_model_name(model)}' if len(study.models) > 1 else name
 
 
 def _page(study: Study, tables: Sequence[str], origin: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from .trial import Row, Setting, as_name
 
 MAX_BRANCHES = 6  # in Figure 4
 # timm jitters colors if there is no policy; the base transform of the branches does not.
-_NO_POLICY = {'color_jitter': 0.}
+NO_POLICY = {'color_jitter': 0.}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Method:
     def alone(self, policy: str, epochs: int = 1) -> Setting:
         """Setting of plain training with one policy."""
         if self.named:
-            no_policy = _NO_POLICY if policy == 'none' else {}
+            no_policy = NO_POLICY if policy == 'none' else {}
             return Setting(_longer(f'aa-{as_name(policy)}', epochs), {**no_policy, 'aa': policy}, epochs)
         _, magnitude, num_layers = policy.split('-')[:3]
         return Setting(_longer(f'ra-{num_layers}-{magnitude}', epochs), {'aa': policy}, epochs)
@@ -64,7 +64,7 @@ class Method:
 
     def baseline(self, epochs: int = 1) -> Row:
         """Row of plain training without a policy."""
-        setting = Setting(_longer('baseline', epochs), dict(_NO_POLICY), epochs)
+        setting = Setting(_longer('baseline', epochs), dict(NO_POLICY), epochs)
         return Row('baseline' + (f', {epochs}× the epochs' if epochs > 1 else ''), lambda seed: [setting])
 
     def best_of(self, num: int, epochs: int = 1) -> Row:
@@ -97,8 +97,8 @@ def table1(method: Method) -> list[Row]:
 
 def table2(method: Method) -> list[Row]:
     """Comparison of the methods for several networks."""
-    without = Row('baseline', lambda seed: [Setting('baseline-no-cutout', {**_NO_POLICY, 'cutout': 0})])
-    half = Row('Cutout', lambda seed: [Setting('cutout', {**_NO_POLICY, 'cutout': method.image_size // 2})])
+    without = Row('baseline', lambda seed: [Setting('baseline-no-cutout', {**NO_POLICY, 'cutout': 0})])
+    half = Row('Cutout', lambda seed: [Setting('cutout', {**NO_POLICY, 'cutout': method.image_size // 2})])
     plain = [without, _named('Cutout', method.baseline())] if method.cutout else [method.baseline(), half]
     auto = Row('AA', lambda seed: [Setting('aa', {'aa': method.auto_augment})])
     return [*plain, auto, method.search(), method.joint()]

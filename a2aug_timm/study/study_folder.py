@@ -1,5 +1,5 @@
 """A study's folder: its recipe, its trials and their results."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -93,14 +93,17 @@ class Study:
         path = self.beside(trial, 'failed')
         return path.read_text(encoding='utf-8').strip() if path.is_file() else self._kept.get(trial.name)
 
-    def keep_result(self, trial: Trial) -> None:
-        """Add the result of a trial to the kept ones, if it has one that is not kept yet."""
-        result = self.record(trial) or self.failure(trial)
-        kept = self._kept.get(trial.name)
-        if result is None or kept == result or isinstance(kept, RunRecord):
-            return
-        kept_results.append_result(self.folder / kept_results.FILE, trial.name, result)
-        self._kept[trial.name] = result
+    def keep_results(self, trials: Iterable[Trial]) -> None:
+        """Add the results of trials to the kept ones, unless they are kept already, also by another process."""
+        path = self.folder / kept_results.FILE
+        self._kept.update(kept_results.read_results(path))
+        for trial in trials:
+            result = self.record(trial) or self.failure(trial)
+            kept = self._kept.get(trial.name)
+            if result is None or kept == result or isinstance(kept, RunRecord):
+                continue
+            kept_results.append_result(path, trial.name, result)
+            self._kept[trial.name] = result
 
     def with_kept(self) -> 'Study':
         """The study with all networks and seeds that its folder knows, these included.

@@ -50,7 +50,7 @@ def work(
                 num_claimed += 1
                 start = time.perf_counter()
                 train(study, trial, lock)
-                study.keep_result(trial)
+                study.keep_results([trial])
                 report(trial, time.perf_counter() - start)
 
 

@@ -18,14 +18,10 @@ from a2aug_timm.study.__main__ import main
 from a2aug_timm.study.estimate import Estimate
 from a2aug_timm.study.outcomes import expected_search, lines_of, outcome
 from a2aug_timm.study.pages import write_tables
-from a2aug_timm.study.rows import TABLES, Method
+from a2aug_timm.study.rows import TABLES
 from tests import ROOT
+from tests.study.finished import METHOD, RECIPE, finish
 
-RECIPE = dict(
-    dataset='sklearn/digits', model='wide_resnet10_1', num_classes=10, input_size=[1, 16, 16], mean=[0.3], std=[0.35],
-    a2aug_branches=2, a2aug_num_layers=[1], a2aug_magnitudes=[2, 6, 10], epochs=1, batch_size=64, train_subset=128,
-    holdout=100, warmup_epochs=0, workers=0, device='cpu')
-METHOD = Method(2, [1], [2, 6, 10], 16)
 NAMED = replace(METHOD, num_branches=3, named=['v0', 'none', '3a'])
 
 
@@ -39,29 +35,6 @@ def recipe(tmp_path):
 @pytest.fixture
 def study(tmp_path):
     return Study(tmp_path / 'study', {'holdout': 100, 'a2aug_space': 'cifar100'}, 10, ['net'], 2)
-
-
-def finish(study, trial, top1, held=None, seconds=10., mu=(0.25, 0.75), branches=(70., 80.)):
-    """Write the files of a finished trial of two epochs, of which the second is chosen."""
-    path = study.path(trial)
-    path.mkdir(parents=True)
-    held = top1 if held is None else held
-    result = {'epoch': 1, 'branch': 0, 'policy': 'p', 'eval_metric': 'top1', 'chosen_on': '100 held out',
-              'chosen_with': {'top1': held}, 'test_split': 'validation', 'test': {'top1': top1}}
-    (path / 'result.json').write_text(json.dumps(result))
-    num = trial.setting.changes.get('a2aug_branches', 1)
-    rows = []
-    for epoch in range(2):
-        row = {'epoch': epoch, 'train_loss': 1., 'train_views': 500. * num * trial.setting.epochs,
-               'train_seconds': seconds / 2, 'eval_top1': held - 1 + epoch}
-        if num > 1:
-            row.update({f'mu_{i}': mu[i % 2] for i in range(num)}, best_branch=0, eval_ensemble_top1=held)
-            row.update({f'eval_branch_{i}_top1': branches[i % 2] for i in range(num)})
-        rows.append(row)
-    with open(path / 'summary.csv', 'w', newline='') as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def read_table(study, name):
@@ -190,10 +163,10 @@ def test_kept_results_replace_the_folders_of_the_trials(study):
         for row in make(METHOD):
             for trial in row.trials('net', seed):
                 if not study.is_done(trial):
-                    finish(study, trial, 80. + len(trial.name) / 7, seconds=1234.5678)
+                    finish(study, trial, 80. + len(trial.name) / 8, seconds=1234.5678)
     failed = Trial('net', Setting('too-fast', {}), 0)
     study.beside(failed, 'failed').write_text('the loss is not finite\n')
-    study.keep_result(failed)
+    study.keep_results([failed])
     write_tables(study, METHOD, list(TABLES), [])
     written = {path.name: path.read_bytes() for path in study.folder.iterdir() if path.is_file()}
     shutil.rmtree(study.folder / 'runs')
@@ -208,15 +181,16 @@ def test_an_unfinished_line_of_kept_results_is_skipped_and_added_again(study, ca
     first, second, _ = METHOD.search().trials('net', 0)
     for trial in first, second:
         finish(study, trial, 80.)
-        study.keep_result(trial)
+    study.keep_results([first, second])
     path = study.folder / 'trials.jsonl'
     path.write_bytes(path.read_bytes()[:-20])
     torn = replace(study, _records={})
-    torn.keep_result(second)
+    torn.keep_results([first, second])
     assert 'line 2 is not the result of a trial' in caplog.text
     shutil.rmtree(study.folder / 'runs')
     again = replace(study, _records={})
-    assert again.is_done(first) and again.record(second).result == study.record(second).result
+    assert again.is_done(first) and path.read_text().count('\n') == 3
+    assert again.record(second).result == study.record(second).result
 
 
 def test_table_6_counts_the_runs_whose_best_branch_has_the_largest_mu(study):
@@ -318,6 +292,8 @@ def test_two_processes_share_the_trials_and_a_second_call_trains_nothing(recipe,
     main(['table7', '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '1'])
     assert {path.parent.name: path.stat().st_mtime_ns for path in runs.glob('*/result.json')} == done
 
+    names = [json.loads(line)['name'] for line in (tmp_path / 'out' / 'trials.jsonl').read_text().splitlines()]
+    assert sorted(names) == sorted(done)
     shutil.rmtree(runs)  # the kept results are enough, for the tables and to train nothing again
     main(['table7', '-c', recipe, '-o', str(tmp_path / 'out'), '--seeds', '1'])
     assert not list(runs.glob('*/result.json'))
