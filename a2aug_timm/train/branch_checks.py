@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 
 from ..cli.checks import dataset_kind, flag, warn
-from ..data.policies import check_policies, sample_beside
+from ..data.policies import check_policies, is_known_to_timm, sample_beside
 from .arguments.with_branches import REFUSED
 
 # Pairs that exclude each other, and why.
@@ -37,7 +37,7 @@ def check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
     """Check the flags of a run with two branches or more. Raises ``ValueError``."""
     for name, instead in REFUSED.items():
         is_used = name.startswith('color') and (
-            args.aa is not None or any('3a' in policy for policy in args.a2aug_policies))
+            args.aa is not None and is_known_to_timm(args.aa) or any('3a' in policy for policy in args.a2aug_policies))
         if name in changed and not is_used:
             raise ValueError(f'{flag(name)} contradicts --a2aug-branches {args.a2aug_branches}; {instead}')
     for pair, reason in _EXCLUSIVE.items():

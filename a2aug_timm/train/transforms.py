@@ -9,7 +9,8 @@ from timm.data import create_transform
 from torchvision.transforms import Compose, RandomCrop, Resize
 
 from ..data.cutout import Cutout
-from ..data.policies import MultiPolicyRandAugment, create_policy, identity, is_known_to_timm
+from ..data.policies import MultiPolicyRandAugment, create_anchor, create_policy, identity, is_known_to_timm
+from ..data.published_ops import mend_posterize
 from ..data.views import BranchTransform, ViewTransform
 
 
@@ -55,6 +56,8 @@ def _build_transform(
         size, is_training=True, separate=is_separate, mean=data_config['mean'], std=data_config['std'],
         use_prefetcher=not args.no_prefetcher, **settings)
     stages = transform if is_separate else (transform,)
+    for stage in stages:
+        mend_posterize(stage)
     if args.train_crop_mode == 'pad':
         stages[0].transforms[0] = Compose([Resize(size), RandomCrop(size, padding=args.crop_padding)])
     if args.cutout and args.no_prefetcher:  # else it follows normalisation on the device
@@ -80,26 +83,14 @@ def _with_policies(
         stages = _from_arrays(stages, is_uint8=not args.no_prefetcher)
     base, after_policy, to_tensor = stages
     branches = [BranchTransform(policy, after_policy) for policy in policies.transforms]
-    if args.aa is not None and (args.aa == 'none' or is_known_to_timm(args.aa)):
-        branches[0] = _anchor(args, data_config, size, after_policy)
+    if args.aa is not None:
+        # Branch 0 is the plain recipe: timm's own stage for --aa, with color jitter, grayscale and blur.
+        anchor = create_anchor(
+            args.aa, op_backend=args.a2aug_op_backend, color_jitter_prob=args.color_jitter_prob,
+            grayscale_prob=args.grayscale_prob or 0., gaussian_blur_prob=args.gaussian_blur_prob or 0., **kwargs)
+        is_converted = args.a2aug_op_backend == 'opencv' and bool(after_policy.transforms)
+        branches[0] = BranchTransform(anchor, after_policy.transforms[0] if is_converted else identity)
     return ViewTransform(base, branches, to_tensor, args.a2aug_independent_crops)
-
-
-def _anchor(
-        args: argparse.Namespace,
-        data_config: dict[str, Any],
-        size: tuple[int, int],
-        after_policy: Callable,
-) -> BranchTransform:
-    """Part of branch 0 where ``--aa`` names its policy: timm's own middle stage, with its color jitter."""
-    settings = transform_settings(args, data_config)
-    settings.update(auto_augment=None if args.aa == 'none' else args.aa, color_jitter=args.color_jitter)
-    _, own, _ = create_transform(size, is_training=True, separate=True, mean=data_config['mean'], **settings)
-    if args.a2aug_op_backend == 'pillow':
-        return BranchTransform(own)
-    # Other policies take and give arrays; what follows them may begin with a conversion to an image.
-    first = after_policy.transforms[:1]
-    return BranchTransform(Compose([Image.fromarray, own, np.array]), Compose(first) if first else identity)
 
 
 def _from_arrays(stages: Sequence[Callable], is_uint8: bool) -> Sequence[Callable]:
