@@ -13,7 +13,7 @@ from timm.data import AugMixDataset, create_dataset, create_loader
 from torchvision.transforms import Compose
 
 from a2aug_timm import MultiPolicyRandAugment
-from a2aug_timm.data.opencv_ops import array_to_tensor
+from a2aug_timm.data.policies.opencv_ops import array_to_tensor
 from a2aug_timm.data.views import BranchTransform, MultiViewDataset, ViewTransform, collate_views
 
 POLICY = 'rand-m9-n2-p1.0'

@@ -46,7 +46,7 @@ def check_branch_flags(args: argparse.Namespace, changed: set[str]) -> None:
     if args.torchcompile == 'eager' and (args.a2aug_sequential or args.grad_checkpointing):
         raise ValueError('--torchcompile eager cannot compute activations again; use aot_eager or inductor')
     if args.a2aug_op_backend == 'opencv' and importlib.util.find_spec('cv2') is None:
-        raise ValueError('--a2aug-op-backend opencv needs OpenCV: pip install "a2aug_timm[opencv]"')
+        raise ValueError('--a2aug-op-backend opencv needs OpenCV: pip install opencv-python-headless')
     _check_branch_sizes(args)
     _check_policies(args, changed)
     _check_views(args, changed)

@@ -10,7 +10,7 @@ from torchvision.transforms import Compose, RandomCrop, Resize
 
 from ..data.cutout import Cutout
 from ..data.policies import MultiPolicyRandAugment, create_anchor, create_policy, identity, is_known_to_timm
-from ..data.published_ops import mend_posterize
+from ..data.policies.published_ops import mend_posterize
 from ..data.views import BranchTransform, ViewTransform
 
 
@@ -95,7 +95,7 @@ def _with_policies(
 
 def _from_arrays(stages: Sequence[Callable], is_uint8: bool) -> Sequence[Callable]:
     """timm's three stages for policies that give arrays, which become images only where a later stage needs one."""
-    from ..data.opencv_ops import array_to_tensor  # OpenCV is an extra
+    from ..data.policies.opencv_ops import array_to_tensor  # OpenCV is an extra
     base, after_policy, to_tensor = stages
     base = Compose([base, np.asarray])  # once for all policies
     if is_uint8 and not after_policy.transforms and len(to_tensor.transforms) == 1:

@@ -7,7 +7,7 @@ means. Others are ours:
 - ``autoaugment_cifar10`` and its siblings: AutoAugment's policies, as torchvision ships them;
 - ``ta``: TrivialAugment (wide), as torchvision ships it;
 - ``mix:P1,P2,…``: one of these policies at random for each image;
-- ``file:PATH``: one sub-policy of a JSON or YAML file at random for each image, see ``policy_files``;
+- ``file:PATH``: one sub-policy of a JSON or YAML file at random for each image, see ``files``;
 - ``none``: the image itself.
 """
 import re
@@ -16,7 +16,7 @@ from typing import Any
 
 from torchvision.transforms import AutoAugmentPolicy
 
-from .policy_files import read_policy_file
+from .files import read_policy_file
 from .published_ops import MAX_MAGNITUDE
 
 AUTO_AUGMENT = {f'autoaugment_{policy.value}': policy for policy in AutoAugmentPolicy}
