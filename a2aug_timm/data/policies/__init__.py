@@ -1,10 +1,10 @@
 """Augmentation policies: strings, sampling, and the transforms that they stand for.
 
-A policy is a string, see ``strings``; that string is what is sampled, logged, stored in checkpoints and parsed.
+A policy is a string, see ``grammar``; that string is what is sampled, logged, stored in checkpoints and parsed.
 """
+from .grammar import AUTO_AUGMENT, check_policies, is_known_to_timm, parse_policy
 from .published_ops import MAX_MAGNITUDE, identity, mend_posterize
 from .sampling import MAGNITUDES, NUM_LAYERS, SPACES, sample_beside, sample_policies
-from .strings import AUTO_AUGMENT, check_policies, is_known_to_timm, parse_policy
 from .transforms import OP_BACKENDS, MultiPolicyRandAugment, create_anchor, create_policy
 
 __all__ = [

@@ -10,8 +10,8 @@ from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import AutoAugment, Compose, InterpolationMode, TrivialAugmentWide
 
 from .files import create_file_policy
+from .grammar import AUTO_AUGMENT, check_policies, is_known_to_timm, parse_policy
 from .published_ops import fill_color, identity, mend_posterize, published_rand_augment
-from .strings import AUTO_AUGMENT, check_policies, is_known_to_timm, parse_policy
 
 OP_BACKENDS = ('pillow', 'opencv')
 
