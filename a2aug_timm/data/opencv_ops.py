@@ -1,9 +1,9 @@
-"""Ops of RandAugment and AutoAugment by OpenCV, on arrays, for loaders that cannot keep up with Pillow's.
+"""Ops of RandAugment and AutoAugment by OpenCV, on arrays, for training that waits for Pillow's ops.
 
 Lookup tables (brightness, contrast, solarize, posterize, equalize, …) give Pillow's pixels, up to 1 level where a mean
-is rounded. Color and sharpness differ by at most 2 levels for factors up to 2. Geometric ops sample between pixels with
-another precision: bilinear, inside of the image, by less than 1 level on average on photographs; bicubic by a sharper
-kernel of Pillow's. Along the line between image and fill color the two blend differently.
+is rounded. Color and sharpness differ by at most 2 levels for factors up to 2. Geometric ops interpolate with another
+precision: inside the image, bilinear results differ by less than 1 level on average on photographs; for bicubic,
+Pillow's kernel is sharper. Along the line between image and fill color the two blend differently.
 """
 import math
 from collections.abc import Callable
@@ -17,7 +17,9 @@ from PIL import Image
 from timm.data import auto_augment
 from torchvision.transforms import Compose
 
-cv2.setNumThreads(0)  # the loader's workers are the threads
+from .published_ops import ops_of
+
+cv2.setNumThreads(0)  # the loader's workers already use all cores
 
 _INTERPOLATION = {Image.NEAREST: cv2.INTER_NEAREST, Image.BILINEAR: cv2.INTER_LINEAR, Image.BICUBIC: cv2.INTER_CUBIC}
 _LEVELS = np.arange(256, dtype=np.float32)
@@ -27,11 +29,11 @@ _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
 class OpenCVPolicy:
     """A policy whose ops work on arrays: an image or an array ``[H, W, C]`` in, an array out.
 
-    Which ops are drawn, and how strong, is left to the policy, so the same random state gives the same ops as Pillow's.
-    What has no equal here (blur; timm's AugMix, torchvision's policies) stays Pillow's.
+    The policy itself draws the ops and their strengths, so the same random state gives the same ops as with Pillow.
+    Transforms without an OpenCV version (blur, color jitter, Cutout, timm's AugMix, torchvision's policies) use Pillow.
 
     Args:
-        policy: Transform of an image. The ops of timm's ``RandAugment`` and ``AutoAugment`` in it are changed in place.
+        policy: Transform of an image; the ops of timm's ``RandAugment`` and ``AutoAugment`` in it are replaced.
     """
 
     def __init__(self, policy: Callable):
@@ -48,18 +50,14 @@ class OpenCVPolicy:
 
 
 def array_to_tensor(img: np.ndarray) -> torch.Tensor:
-    """``[H, W, C]`` or ``[H, W]`` -> ``[C, H, W]``, a view."""
+    """``[H, W, C]`` or ``[H, W]`` -> ``[C, H, W]``, without a copy."""
     return torch.from_numpy(img[None] if img.ndim == 2 else img.transpose(2, 0, 1))
 
 
 def _on_arrays(step: Callable) -> Callable:
-    if isinstance(step, auto_augment.RandAugment):
-        ops = step.ops
-    elif isinstance(step, auto_augment.AutoAugment):
-        ops = sum(step.policy, [])
-    else:
+    if not isinstance(step, (auto_augment.RandAugment, auto_augment.AutoAugment)):
         return partial(_on_image, step)
-    for op in ops:
+    for op in ops_of(step):
         op.aug_fn = _OPS.get(op.aug_fn) or partial(_on_image, op.aug_fn)
     return step
 
@@ -69,7 +67,7 @@ def _on_image(function: Callable, img: np.ndarray, *args: Any, **kwargs: Any) ->
 
 
 def _affine(img: np.ndarray, matrix: tuple[float, ...], resample: Any, fillcolor: Any) -> np.ndarray:
-    """Sample at ``(a·x + b·y + c, d·x + e·y + f)``, as Pillow's ``transform``, whose origin is a pixel's corner."""
+    """Sample at ``(a·x + b·y + c, d·x + e·y + f)``, like Pillow's ``transform``, whose origin is a pixel corner."""
     a, b, c, d, e, f = matrix
     centred = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     flags = _INTERPOLATION[auto_augment._interpolation({'resample': resample})] | cv2.WARP_INVERSE_MAP
@@ -78,12 +76,12 @@ def _affine(img: np.ndarray, matrix: tuple[float, ...], resample: Any, fillcolor
 
 
 def _shift(img: np.ndarray, pixels: float, axis: int, resample: Any, fillcolor: Any) -> np.ndarray:
-    """Sample ``pixels`` further along an axis; between two pixels their weighted sum is all that is needed."""
+    """Sample ``pixels`` further along an axis; bilinear results are weighted sums of two shifted images."""
     resample = auto_augment._interpolation({'resample': resample})
     if resample != Image.BILINEAR:
         return _affine(img, (1, 0, 0 if axis == 0 else pixels, 0, 1, pixels if axis == 0 else 0), resample, fillcolor)
     size, whole = img.shape[axis], math.floor(pixels)
-    # The places whose sample lies in the image; its border pixels reach half a pixel beyond their centres.
+    # Positions whose sample is inside the image; its border pixels extend half a pixel beyond their centres.
     first, last = max(0, math.ceil(-pixels - 0.5)), min(size, math.ceil(size - pixels - 0.5))
     if first >= last:
         return np.full_like(img, fillcolor)
@@ -122,12 +120,12 @@ def translate_y_rel(img: np.ndarray, pct: float, **kwargs: Any) -> np.ndarray:
 
 def rotate(img: np.ndarray, degrees: float, *, resample: Any, fillcolor: Any) -> np.ndarray:
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = img.shape[1] / 2, img.shape[0] / 2  # the centre stays
+    x, y = img.shape[1] / 2, img.shape[0] / 2  # the centre is fixed
     return _affine(img, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), resample, fillcolor)
 
 
 def _table(img: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Replace each level; ``levels`` are ``[256]`` or one column a channel."""
+    """Replace each level; ``levels`` are ``[256]``, or one column per channel."""
     return cv2.LUT(img, np.clip(levels, 0, 255).astype(np.uint8).reshape(1, 256, -1))
 
 
@@ -184,7 +182,7 @@ def color(img: np.ndarray, factor: float, **_: Any) -> np.ndarray:
     if img.ndim == 2:
         return img
     gray = cv2.cvtColor(_gray(img), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(img, factor, gray, 1 - factor, -0.499)  # Pillow cuts off, OpenCV rounds
+    return cv2.addWeighted(img, factor, gray, 1 - factor, -0.499)  # Pillow truncates, OpenCV rounds
 
 
 def desaturate(img: np.ndarray, factor: float, **_: Any) -> np.ndarray:

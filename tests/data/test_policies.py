@@ -1,4 +1,5 @@
 """Policies: sampling, parsing, and each op against Pillow and timm."""
+import pickle
 import random
 import subprocess
 import sys
@@ -11,15 +12,9 @@ from timm.data import create_transform
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from a2aug_timm import MultiPolicyRandAugment, sample_policies
-from a2aug_timm.data.policies import (
-    AUTO_AUGMENT,
-    PUBLISHED_OPS,
-    PublishedOp,
-    check_policies,
-    create_policy,
-    is_known_to_timm,
-    parse_policy,
-)
+from a2aug_timm.data.policies import create_policy
+from a2aug_timm.data.policy_strings import AUTO_AUGMENT, check_policies, is_known_to_timm, parse_policy
+from a2aug_timm.data.published_ops import PUBLISHED_OPS, PublishedOp
 
 HPARAMS = dict(img_mean=(124, 116, 104), translate_pct=10 / 32, magnitude_max=30, interpolation=Image.BILINEAR)
 
@@ -128,10 +123,24 @@ def test_every_family_works_on_grayscale(policy):
         assert view.mode == 'L' and view.size == (28, 28)
 
 
-def test_timms_strongest_posterize_is_a_black_image_and_no_error():
-    transform = MultiPolicyRandAugment(['rand-m10-n1-p1.0-inc1']).transforms[0].transforms[0]
-    op, = (op for op in transform.ops if op.name == 'PosterizeIncreasing')
-    assert not pixels(op(noise())).any()
+@pytest.mark.parametrize('policy', ['rand-m10-n1-p1.0-inc1', 'rand-m30-n1-p1.0-mmax30-inc1', 'rand-m0-n1-p1.0'])
+def test_timms_strongest_posterize_keeps_one_bit(policy):
+    transform = MultiPolicyRandAugment([policy]).transforms[0].transforms[0]
+    op, = (op for op in transform.ops if op.name.startswith('Posterize'))
+    assert np.array_equal(pixels(op(noise())), pixels(noise()) & 128)
+
+
+@pytest.mark.parametrize('policy', ['rand-m{}-n1-p1.0-mmax30{}', 'augmix-m{}{}'])
+def test_posterize_is_timms_wherever_timm_keeps_a_bit(policy):
+    for magnitude in range(0, 11):
+        for inc in ('', '-inc1') if policy.startswith('rand') else ('',):
+            string = policy.format(magnitude, inc)
+            ours, = MultiPolicyRandAugment([string]).transforms
+            timms = create_transform(224, is_training=True, separate=True, auto_augment=string)[1]
+            for one, other in zip(ours.transforms[0].ops, timms.transforms[0].ops, strict=True):
+                if one.name.startswith('Posterize'):
+                    bits = other.level_fn(magnitude, {})[0]
+                    assert one.level_fn(magnitude, {})[0] == max(1, bits) and pickle.loads(pickle.dumps(one))
 
 
 def test_an_image_becomes_one_view_a_policy_in_order():
