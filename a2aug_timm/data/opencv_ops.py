@@ -17,7 +17,7 @@ from PIL import Image
 from timm.data import auto_augment
 from torchvision.transforms import Compose
 
-from .published_ops import ops_of
+from .policies.published_ops import ops_of
 
 cv2.setNumThreads(0)  # the loader's workers already use all cores
 

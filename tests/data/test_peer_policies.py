@@ -14,8 +14,8 @@ from torchvision.transforms import Compose, InterpolationMode, TrivialAugmentWid
 
 from a2aug_timm import MultiPolicyRandAugment
 from a2aug_timm.data.policies import create_anchor, create_policy
-from a2aug_timm.data.policy_files import FILE_OPS, read_policy_file
-from a2aug_timm.data.policy_strings import check_policies, is_known_to_timm, parse_policy
+from a2aug_timm.data.policies.files import FILE_OPS, read_policy_file
+from a2aug_timm.data.policies.grammar import check_policies, is_known_to_timm, parse_policy
 from a2aug_timm.data.views import BranchTransform, SeededImage, ViewTransform
 
 MEAN = (0.5, 0.4, 0.3)

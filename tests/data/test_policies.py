@@ -13,8 +13,8 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from a2aug_timm import MultiPolicyRandAugment, sample_policies
 from a2aug_timm.data.policies import create_policy
-from a2aug_timm.data.policy_strings import AUTO_AUGMENT, check_policies, is_known_to_timm, parse_policy
-from a2aug_timm.data.published_ops import PUBLISHED_OPS, PublishedOp
+from a2aug_timm.data.policies.grammar import AUTO_AUGMENT, check_policies, is_known_to_timm, parse_policy
+from a2aug_timm.data.policies.published_ops import PUBLISHED_OPS, PublishedOp
 
 HPARAMS = dict(img_mean=(124, 116, 104), translate_pct=10 / 32, magnitude_max=30, interpolation=Image.BILINEAR)
 

@@ -1,8 +1,4 @@
-"""Augmentation policies: the search space, seeded sampling, and policy string -> transform.
-
-A policy is a string, see ``policy_strings``; that string is what is sampled, logged, stored in checkpoints and parsed.
-"""
-import hashlib
+"""Policy string -> transform, for one policy, for the anchor, and for N policies at once."""
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,70 +9,11 @@ from timm.data import create_transform
 from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import AutoAugment, Compose, InterpolationMode, TrivialAugmentWide
 
-from .policy_files import create_file_policy
-from .policy_strings import AUTO_AUGMENT, check_policies, is_known_to_timm, parse_policy
-from .published_ops import MAX_MAGNITUDE, fill_color, identity, keep_one_bit, published_rand_augment
+from .files import create_file_policy
+from .grammar import AUTO_AUGMENT, check_policies, is_known_to_timm, parse_policy
+from .published_ops import fill_color, identity, keep_one_bit, published_rand_augment
 
-NUM_LAYERS = (1, 2, 3)
-MAGNITUDES = (5, 7, 9, 11, 13, 15)
-# RandAugment's published search grids: data set -> (numbers of layers, magnitudes).
-SPACES = {
-    'cifar10': ((3,), (4, 5, 7, 9, 11)),
-    'cifar100': ((1, 2), (2, 6, 10, 14)),
-    'svhn': ((3,), (5, 7, 9, 11)),
-    'imagenet': (NUM_LAYERS, MAGNITUDES),
-}
 OP_BACKENDS = ('pillow', 'opencv')
-
-
-def sample_policies(
-        num_policies: int,
-        seed: int,
-        num_layers: Sequence[int] = NUM_LAYERS,
-        magnitudes: Sequence[int] = MAGNITUDES,
-) -> list[str]:
-    """Draw distinct RandAugment policies from the grid ``num_layers`` x ``magnitudes``, without replacement.
-
-    The policies are ordered by a keyed hash, so the draw depends on the arguments alone, not on the Python version or
-    the platform, and ``sample_policies(n, seed)`` is the beginning of ``sample_policies(n + 1, seed)``.
-
-    Raises:
-        ValueError: Fewer than one policy, more than the grid has, or a grid value outside RandAugment's range.
-
-    Source: A²-Aug §4.2.
-    """
-    if num_policies < 1:
-        raise ValueError(f'the number of policies must be at least 1, got {num_policies}')
-    if any(n < 1 for n in num_layers):
-        raise ValueError(f'RandAugment needs at least 1 layer, got num_layers {list(num_layers)}')
-    if any(not 0 <= m <= MAX_MAGNITUDE for m in magnitudes):
-        raise ValueError(f'magnitudes must be between 0 and {MAX_MAGNITUDE}, got {list(magnitudes)}')
-    space = {f'rand-m{m}-n{n}-p1.0-mmax{MAX_MAGNITUDE}-tpublished' for n in num_layers for m in magnitudes}
-    if num_policies > len(space):
-        raise ValueError(
-            f'{num_policies} branches need {num_policies} distinct policies, but the search space of '
-            f'{len(set(num_layers))} layer counts x {len(set(magnitudes))} magnitudes holds {len(space)}')
-    return sorted(space, key=lambda policy: hashlib.sha256(f'{seed}/{policy}'.encode()).digest())[:num_policies]
-
-
-def sample_beside(
-        anchor: str | None,
-        num_policies: int,
-        seed: int,
-        num_layers: Sequence[int] = NUM_LAYERS,
-        magnitudes: Sequence[int] = MAGNITUDES,
-) -> list[str]:
-    """Draw policies as ``sample_policies`` does; an anchor, if given, is the first of them.
-
-    Raises:
-        ValueError: As ``sample_policies``.
-    """
-    if anchor is None:
-        return sample_policies(num_policies, seed, num_layers, magnitudes)
-    others = sample_policies(num_policies - 1, seed, num_layers, magnitudes) if num_policies > 1 else []
-    if anchor in others:
-        others = [policy for policy in sample_policies(num_policies, seed, num_layers, magnitudes) if policy != anchor]
-    return [anchor, *others]
 
 
 def create_policy(
@@ -98,7 +35,7 @@ def create_policy(
         return Mixture([create_policy(one, img_size, mean, interpolation, color_jitter, op_backend)
                         for one in sections['policies'].split(',')])
     if op_backend == 'opencv':
-        from .opencv_ops import OpenCVPolicy  # an optional dependency
+        from ..opencv_ops import OpenCVPolicy  # an optional dependency
         return OpenCVPolicy(create_policy(policy, img_size, mean, interpolation, color_jitter))
     if family == 'none':
         return identity
@@ -161,7 +98,7 @@ def create_anchor(
         policy if is_timms else None, img_size, mean, interpolation, color_jitter=color_jitter if is_timms else None,
         color_jitter_prob=color_jitter_prob, **probabilities)
     if op_backend == 'opencv':
-        from .opencv_ops import OpenCVPolicy  # an optional dependency
+        from ..opencv_ops import OpenCVPolicy  # an optional dependency
         stage = OpenCVPolicy(stage)
     if is_timms:
         return stage
@@ -190,7 +127,7 @@ class MultiPolicyRandAugment:
 
     The ops that a policy draws, and their signs, are random per call; the policies themselves never change. The op set
     ``tpublished`` is RandAugment's published 14 ops with the published level scale, applied with probability 1 and
-    magnitudes up to 30 unless the string says otherwise. ``policy_strings`` lists our other policies. Every other
+    magnitudes up to 30 unless the string says otherwise. ``grammar`` lists our other policies. Every other
     string gives the transform that timm's ``--aa`` gives for it (with the color jitter that timm adds to 3-Augment).
 
     Args:
