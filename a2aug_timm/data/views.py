@@ -13,7 +13,7 @@ from timm.data import IterableImageDataset
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
 from .draw import BranchDraw, DrawnIndex
-from .policies import identity
+from .policies.published_ops import identity
 from .skipping import SkippingDataset
 
 

@@ -1,4 +1,4 @@
-"""One epoch of training and one pass of evaluation, ignorant of the method: task, loader and optimizer come in."""
+"""One epoch of training and one pass of evaluation; neither knows the method, only task, loader and optimizer."""
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,16 +17,16 @@ Autocast = Callable[[], AbstractContextManager]
 
 
 class OptimizerStep:
-    """Forward and backward pass and update of a task: scaling, clipping, EMA and schedule, in timm's order.
+    """Forward pass, backward pass and update of a task: scaling, clipping, EMA and schedule, in timm's order.
 
     Args:
-        task: The task that is trained.
+        task: The task to train.
         optimizer: Optimizer of its parameters.
         autocast: Mixed precision of the forward pass.
-        loss_scale: Weight of a batch's gradient by its number of images.
-        lr_scheduler: timm scheduler, told of every update.
+        loss_scale: Function from the number of images of a batch to the weight of its gradient.
+        lr_scheduler: timm scheduler, stepped at every update.
         loss_scaler: timm's scaler, for float16.
-        clip_grad: Clip gradients at this value; ``clip_mode`` is ``norm``, ``value`` or ``agc``.
+        clip_grad: Value at which gradients are clipped; ``clip_mode`` is ``norm``, ``value`` or ``agc``.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class OptimizerStep:
             accum_steps: int,
             need_update: bool,
     ) -> dict[str, torch.Tensor]:
-        """Add the gradients of one of ``accum_steps`` batches, and update after the last; the task's terms."""
+        """Add the gradients of one of ``accum_steps`` batches, update after the last, and return the task's terms."""
         with nullcontext() if need_update else self.task.no_sync():
             with self.autocast():
                 terms = self.task(images, target)
@@ -88,27 +88,28 @@ class OptimizerStep:
             self.optimizer.step()
 
     def finish(self, num_updates: int) -> None:
-        """After an update: clear gradients, move EMA and schedule on to the given number of updates."""
+        """After an update: clear gradients, and step EMA and schedule to the given number of updates."""
         self.optimizer.zero_grad()
         self.task.update_ema(step=num_updates)
         if self.lr_scheduler is not None:
             self.lr_scheduler.step_update(num_updates=num_updates)
 
     def end_epoch(self) -> None:
-        """Tell timm's Lookahead that the epoch ends, as timm's script does; it joins the weights that have gradients,
-        and after ``finish`` none has.
+        """Tell timm's Lookahead that the epoch ends, as timm's script does.
+
+        It synchronizes the weights that have gradients; after ``finish`` there are none.
         """
         if hasattr(self.optimizer, 'sync_lookahead'):
             self.optimizer.sync_lookahead()
 
 
 class TrainedEpoch(NamedTuple):
-    """What an epoch of training came to.
+    """Result of an epoch of training.
 
     Attributes:
         terms: Mean loss terms over all ranks.
-        num_images: Rows of targets over all ranks; the views of a branch share one, those of timm's splits do not.
-        seconds: From the first batch asked for to the last update done.
+        num_images: Rows of targets over all ranks; all views of an image share one, timm's splits have one each.
+        seconds: Time from the request of the first batch to the end of the last update.
     """
     terms: dict[str, float]
     num_images: int
@@ -116,13 +117,13 @@ class TrainedEpoch(NamedTuple):
 
 
 class Update(NamedTuple):
-    """One update of the parameters, as ``on_update`` is told of it.
+    """One update of the parameters, the argument of ``on_update``.
 
     Attributes:
-        number: Within the epoch.
-        images: The last batch, as the network got it.
+        number: Number of the update within the epoch.
+        images: The last batch, as the network received it.
         terms: Mean loss terms of the epoch so far at log steps, else None.
-        rate: Images a second since the last log step, over all ranks.
+        rate: Images per second since the last log step, over all ranks.
         lr: Learning rate of the update.
     """
     number: int
@@ -165,11 +166,12 @@ def train_one_epoch(
     """Train for one pass over the loader.
 
     Args:
-        mix: Mixup of a batch on its device, where the loader has not mixed it.
-        dtype: Of the images, where the loader has not set it.
+        mix: Mixup of a batch on its device, if the loader does not mix.
+        dtype: Dtype of the images, if the loader does not set it.
 
     Raises:
-        FloatingPointError: The loss was not finite; raised at the next log or recovery step, the step is named.
+        FloatingPointError: The loss was not finite; raised at the next log or recovery step with the number of the
+            first such step.
     """
     step.task.get_trainable_module().train()
     hooks, averages, guard = hooks or Hooks(), Averages(), FiniteLossGuard(epoch, device)
@@ -185,7 +187,7 @@ def train_one_epoch(
         accum_steps = min(grad_accum_steps, num_batches - update * grad_accum_steps)
         images, target = to_device(images, target, device, channels_last, dtype)
         if mix is not None:
-            images, target = to_device(*mix(images, target), device, channels_last, dtype)  # mixing loses the layout
+            images, target = to_device(*mix(images, target), device, channels_last, dtype)  # mixing changes the layout
         hooks.on_batch(batch)
         terms = step.accumulate(images, target, accum_steps, need_update)
         averages.update({name: value for name, value in terms.items() if name != 'output'}, len(target))
@@ -207,7 +209,7 @@ def train_one_epoch(
         if is_log_step:
             num_before, since = num_images, time.perf_counter()
     step.end_epoch()
-    terms = averages.read()  # which waits for the device
+    terms = averages.read()  # waits for the device
     return TrainedEpoch(terms, num_images * world_size, time.perf_counter() - start)
 
 
@@ -227,22 +229,22 @@ def evaluate(
     """Evaluate every branch and their ensemble on the same images.
 
     Args:
-        predict: Images as the loader gives them -> logits ``[N, B, K]`` of a network in eval mode.
+        predict: Function from the loader's images to the logits ``[N, B, K]`` of a network in eval mode.
         mu: Weights of the branches in the ensemble, ``[N]``.
-        dtype: Of the images, where the loader has not set it.
-        meters: Other metrics, of this rank alone: ``update(logits, target)`` meets every batch, with the ensemble's
-            logits last, and ``read()`` gives a dict for each branch and the ensemble.
+        dtype: Dtype of the images, if the loader does not set it.
+        meters: Other metrics, of this rank alone: ``update(logits, target)`` gets every batch, with the logits of the
+            ensemble last, and ``read()`` returns a dict for each branch and the ensemble.
         on_batch: Called after every batch with its number.
 
     Returns:
-        ``top1`` and ``top5`` in percent and the cross-entropy ``loss``, a dict a branch, then one of the ensemble if
-        there are two branches or more. Over all ranks. What a meter gives under the same name replaces it.
+        ``top1`` and ``top5`` in percent and the cross-entropy ``loss`` over all ranks: one dict per branch, then one
+        of the ensemble if there are two branches or more. A meter's value of the same name replaces them.
 
     Raises:
-        ValueError: The loader gives no images.
+        ValueError: The loader has no images.
     """
     sums, count, mu = None, 0, mu.to(device, torch.float32)
-    # timm's sampler repeats images so that all ranks get equally many; this rank's own come first.
+    # timm's sampler repeats images so that all ranks get the same number; the images of this rank come first.
     num_own = getattr(getattr(loader, 'sampler', None), 'num_valid_samples', None)
     for batch, (images, target) in enumerate(loader):
         images, target = to_device(images, target, device, channels_last, dtype)
@@ -286,9 +288,9 @@ def to_device(
         channels_last: bool,
         dtype: torch.dtype | None,
 ) -> tuple[torch.Tensor | dict[str, torch.Tensor], torch.Tensor]:
-    """Move a batch where it is not there already, as it is without timm's prefetcher."""
+    """Move a batch to the device, unless timm's prefetcher has already moved it."""
     target = target.to(device, non_blocking=True)
-    if isinstance(images, dict):  # patches and their places, of a NaFlex loader
+    if isinstance(images, dict):  # patches and their positions, from a NaFlex loader
         return {name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
                 for name, value in images.items()}, target
     images = images.to(device, dtype, non_blocking=True)

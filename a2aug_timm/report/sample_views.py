@@ -3,7 +3,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from ..data.datasets import create_dataset, is_stream
-from ..data.policies import MultiPolicyRandAugment, identity
+from ..data.policies import MultiPolicyRandAugment
+from ..data.policies.published_ops import identity
 from ..data.skipping import SkippingDataset
 from ..data.views import BranchTransform, SeededImage, ViewTransform
 from ..train.arguments import train_parser

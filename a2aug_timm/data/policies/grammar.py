@@ -1,7 +1,7 @@
 """The grammar of policy strings: families, their sections, and whether two policies mean the same.
 
-A policy *is* a string. Most are timm's auto-augment strings (``rand-m9-n2-p1.0``) and mean exactly what timm's ``--aa``
-means. Others are ours:
+A policy *is* a string; it is what is sampled, logged, stored in checkpoints and parsed. Most policies are timm's
+auto-augment strings (``rand-m9-n2-p1.0``) and mean exactly what timm's ``--aa`` means. Others are ours:
 
 - ``rand-…-tpublished``: RandAugment with its published 14 ops and level functions;
 - ``autoaugment_cifar10`` and its siblings: AutoAugment's policies, as torchvision ships them;
@@ -61,8 +61,8 @@ def parse_policy(policy: str) -> dict[str, str]:
     for section in sections:
         key = next((key for key, value in keys if re.fullmatch(key + f'(?:{value})', section)), None)
         if key is None:
-            raise ValueError(f"policy '{policy}': '{section}' is not a section of {family} "
-                             f"({', '.join(_SECTIONS[family]) or 'it has none'})")
+            raise ValueError(f"policy '{policy}': {family} has no section '{section}', but "
+                             f"{', '.join(_SECTIONS[family]) or 'none'}")
         if key in parsed:
             raise ValueError(f"policy '{policy}' has two sections '{key}'")
         parsed[key] = section[len(key):]

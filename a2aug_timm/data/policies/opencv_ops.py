@@ -18,6 +18,7 @@ from timm.data import auto_augment
 from torchvision.transforms import Compose
 
 from .published_ops import ops_of
+from .published_ops import posterize as pillow_posterize
 
 cv2.setNumThreads(0)  # the loader's workers already use all cores
 
@@ -205,3 +206,4 @@ def _gray(img: np.ndarray) -> np.ndarray:
 _OPS = {getattr(auto_augment, op.__name__): op for op in (
     shear_x, shear_y, translate_x_abs, translate_y_abs, translate_x_rel, translate_y_rel, rotate, auto_contrast,
     equalize, invert, solarize, solarize_add, posterize, brightness, contrast, color, desaturate, sharpness)}
+_OPS[pillow_posterize] = posterize

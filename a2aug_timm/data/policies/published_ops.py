@@ -110,11 +110,12 @@ def mend_posterize(transform: Any) -> Any:
     for step in getattr(transform, 'transforms', [transform]):
         for op in ops_of(step):
             if op.name.startswith('Posterize'):
-                op.aug_fn = _posterize
+                op.aug_fn = posterize
     return transform
 
 
-def _posterize(img: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+def posterize(img: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    """timm's posterize; 0 bits and fewer make the image black."""
     if bits_to_keep >= 1:
         return NAME_TO_OP['Posterize'](img, bits_to_keep)
     return img.point([0] * (256 * len(img.getbands())))

@@ -1,4 +1,4 @@
-"""Search space of policies and seeded sampling."""
+"""The search space of candidate policies, and seeded sampling from it."""
 import hashlib
 from collections.abc import Sequence
 
