@@ -52,7 +52,7 @@ def create_from_config(config: dict[str, Any], num_branches: int = 1, own: str =
     Args:
         config: Description of the plain model.
         num_branches: ``N``; 1 is a plain model.
-        own: What each branch has of its own, see ``create_branches``.
+        own: Part of the model that each branch has of its own, see ``create_branches``.
 
     Raises:
         ValueError: This timm has no such architecture, or it does not take the arguments of the description.

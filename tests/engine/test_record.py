@@ -87,11 +87,13 @@ def test_a_newer_format_and_unknown_fields_are_refused():
 @dataclass
 class LaterRecord(CheckpointRecord):
     num_views: int = 7
+    draws: list[int] = dataclasses.field(default_factory=list)
 
 
 def test_a_field_with_a_default_reads_older_files_and_is_checked_in_its_own():
     older = make_record(3).to_dict()
-    assert LaterRecord.from_dict(older, 'file').num_views == 7
+    read = LaterRecord.from_dict(older, 'file')
+    assert (read.num_views, read.draws) == (7, [])
     later = LaterRecord(**{**dataclasses.asdict(make_record(3)), 'num_views': 2}).to_dict()
     assert LaterRecord.from_dict(later, 'file').num_views == 2
     with pytest.raises(ValueError, match="the field 'num_views'"):
