@@ -4,7 +4,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import check_fields, fits, shown
+from .fields import check_fields, fits, is_json, shown
 
 # The entry of a checkpoint that holds the record, and the version of its format. A field with a default needs no new
 # version: older files are read with the default, and older versions of this package refuse the unknown field.
@@ -94,6 +94,7 @@ class CheckpointRecord:
             ('best_branch', 0 <= self.best_branch < self.num_model_branches,
              f'must be in 0 to {self.num_model_branches - 1}'),
             ('config', is_model_config(self.config), 'must describe a model of timm'),
+            ('data_config', is_json(self.data_config), 'must have no values but those of JSON'),
             ('data_config', fits(self.data_config.get('input_size'), tuple[int, int, int]),
              'must have an input_size of three integers'),
         )
@@ -172,6 +173,6 @@ def require_record(checkpoint: dict[str, Any], source: str) -> CheckpointRecord:
 
 def is_model_config(value: Any) -> bool:
     """Whether a value has the fields of a model description in timm's schema, each of its type; others may follow."""
-    return isinstance(value, dict) and all(
+    return isinstance(value, dict) and is_json(value) and all(
         fits(value.get(field), hint) for field, hint in _MODEL_CONFIG.items()) and all(
         fits(value[field], hint) for field, hint in _MODEL_CONFIG_OPTIONS.items() if field in value)

@@ -43,9 +43,11 @@ DAMAGED = {
     'mu': [[0.5, 0.5], ['a', 'b', 'c'], 0.3, None], 'policies': ['abc', ['v0'], [1, 2, 3], None],
     'metrics': [[{}], [1, 2, 3], {}, [{'top1': 'good'}] * 3, [{1: 2.}] * 3], 'best_branch': [3, -1, None, '1', [0]],
     'config': [{}, None, {'architecture': 'test_resnet', 'num_classes': 3}, [],
+               {'architecture': 'x', 'num_classes': 3, 'pretrained_cfg': {'mean': torch.ones(3)}},
                {'architecture': ['x'], 'num_classes': 3, 'pretrained_cfg': {}},
                {'architecture': 'x', 'num_classes': 3, 'pretrained_cfg': {}, 'model_args': [1]}],
-    'data_config': [{}, {'input_size': 32}, {'input_size': [3, 32]}, {'input_size': ['3', 32, 32]}, None],
+    'data_config': [{}, {'input_size': 32}, {'input_size': [3, 32]}, {'input_size': ['3', 32, 32]}, None,
+                    {'input_size': [3, 32, 32], 'mean': b'x'}],
     'is_lr_computed': ['no', None]}
 
 

@@ -164,6 +164,7 @@ def test_a_damaged_config_beside_the_weights_is_refused(tmp_path):
     ({'model_args': {'pretrained': True}}, "must not set the argument 'pretrained'"),
     ({'model_args': {'checkpoint_path': 'code.pth'}}, "must not set the argument 'checkpoint_path'"),
     ({'model_args': {'no_such_argument': 1}}, 'does not fit it'),
+    ({'model_args': {'global_pool': 1.5}}, 'does not fit it'),
     ({'pretrained_cfg': {'no_such_field': 1}}, 'does not fit it')])
 def test_a_description_that_timm_cannot_build_or_that_names_other_weights_is_refused(changes, words):
     config = {'architecture': 'test_resnet', 'num_classes': 3, 'pretrained_cfg': {}}
