@@ -56,6 +56,15 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
+def is_json(value: Any) -> bool:
+    """Whether a value consists of JSON's types alone; tuples are lists."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_json(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(is_json, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 def shown(value: Any) -> str:
     """A value in an error message, shortened."""
     return reprlib.repr(value)

@@ -1,10 +1,10 @@
-"""The record: what a checkpoint says of its run and branches, apart from tensors and arguments."""
+"""The record of a run and its branches that a checkpoint holds beside tensors and arguments."""
 import dataclasses
 import typing
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import check_fields, fits, shown
+from .fields import check_fields, fits, is_json, shown
 
 # The entry of a checkpoint that holds the record, and the version of its format. A field with a default needs no new
 # version: older files are read with the default, and older versions of this package refuse the unknown field.
@@ -17,12 +17,12 @@ _MODEL_CONFIG_OPTIONS = {'model_args': dict[str, Any], 'label_names': list[Any] 
 
 @dataclass
 class CheckpointRecord:
-    """What a checkpoint says of its run: the branches, how they were judged, and how to build the model again.
+    """Description of a run in a checkpoint: its branches, how they were judged, and how to build the model again.
 
     Attributes:
         epoch: The epoch after which the checkpoint was written; -1 before the end of the first.
         num_branches: ``N``; 1 is plain training.
-        own: What each branch has of its own, see ``branches.create_branches``.
+        own: Part of the model that each branch has of its own, see ``branches.create_branches``.
         branch_sizes: Image size of each branch in pixels; None if all are the size of ``data_config``.
         judged_ema: Whether the weights that were judged are the EMA's.
         mu: Weight of each branch in the ensemble.
@@ -63,7 +63,8 @@ class CheckpointRecord:
             raise ValueError(f'a newer version of a2aug_timm wrote {name} (format {version}; this one reads formats up '
                              f'to {VERSION})')
         hints = typing.get_type_hints(cls)
-        optional = {field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING}
+        optional = {field.name for field in dataclasses.fields(cls)
+                    if (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)}
         fields = check_fields(value, {'version': int, **hints}, name, {'version', *optional})
         record = cls(**{field: content for field, content in fields.items() if field != 'version'})
         record._check(name)
@@ -93,6 +94,7 @@ class CheckpointRecord:
             ('best_branch', 0 <= self.best_branch < self.num_model_branches,
              f'must be in 0 to {self.num_model_branches - 1}'),
             ('config', is_model_config(self.config), 'must describe a model of timm'),
+            ('data_config', is_json(self.data_config), 'must have no values but those of JSON'),
             ('data_config', fits(self.data_config.get('input_size'), tuple[int, int, int]),
              'must have an input_size of three integers'),
         )
@@ -171,6 +173,6 @@ def require_record(checkpoint: dict[str, Any], source: str) -> CheckpointRecord:
 
 def is_model_config(value: Any) -> bool:
     """Whether a value has the fields of a model description in timm's schema, each of its type; others may follow."""
-    return isinstance(value, dict) and all(
+    return isinstance(value, dict) and is_json(value) and all(
         fits(value.get(field), hint) for field, hint in _MODEL_CONFIG.items()) and all(
         fits(value[field], hint) for field, hint in _MODEL_CONFIG_OPTIONS.items() if field in value)

@@ -52,7 +52,7 @@ def create_from_config(config: dict[str, Any], num_branches: int = 1, own: str =
     Args:
         config: Description of the plain model.
         num_branches: ``N``; 1 is a plain model.
-        own: What each branch has of its own, see ``create_branches``.
+        own: Part of the model that each branch has of its own, see ``create_branches``.
 
     Raises:
         ValueError: This timm has no such architecture, or it does not take the arguments of the description.
@@ -70,7 +70,7 @@ def create_from_config(config: dict[str, Any], num_branches: int = 1, own: str =
         try:
             return timm.create_model(
                 architecture, pretrained_cfg=pretrained_cfg, num_classes=config['num_classes'], **model_args)
-        except TypeError as error:  # an argument that the architecture does not take
+        except Exception as error:  # timm's constructors can raise anything for a damaged description
             raise ValueError(f"the description of '{architecture}' does not fit it: {error}") from error
 
     return create_branches(create, num_branches, own)

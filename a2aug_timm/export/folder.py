@@ -63,8 +63,9 @@ def export_branch(
     with atomic_write(folder / 'checkpoint.pth.tar') as path:
         torch.save(checkpoint, path)
     with atomic_write(folder / 'model.safetensors') as path:
-        safetensors.torch.save_file(state_dict, path, metadata={
-            'format': 'pt', 'config': json.dumps(config), 'metadata': json.dumps(metadata)})
+        # `save_file` writes through a temporary file of its own, which a kill would leave in the folder.
+        path.write_bytes(safetensors.torch.save(state_dict, metadata={
+            'format': 'pt', 'config': json.dumps(config), 'metadata': json.dumps(metadata)}))
 
 
 def export_recorded_branch(record: CheckpointRecord, model: nn.Module, branch: int, folder: str | Path) -> None:

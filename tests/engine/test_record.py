@@ -43,9 +43,11 @@ DAMAGED = {
     'mu': [[0.5, 0.5], ['a', 'b', 'c'], 0.3, None], 'policies': ['abc', ['v0'], [1, 2, 3], None],
     'metrics': [[{}], [1, 2, 3], {}, [{'top1': 'good'}] * 3, [{1: 2.}] * 3], 'best_branch': [3, -1, None, '1', [0]],
     'config': [{}, None, {'architecture': 'test_resnet', 'num_classes': 3}, [],
+               {'architecture': 'x', 'num_classes': 3, 'pretrained_cfg': {'mean': torch.ones(3)}},
                {'architecture': ['x'], 'num_classes': 3, 'pretrained_cfg': {}},
                {'architecture': 'x', 'num_classes': 3, 'pretrained_cfg': {}, 'model_args': [1]}],
-    'data_config': [{}, {'input_size': 32}, {'input_size': [3, 32]}, {'input_size': ['3', 32, 32]}, None],
+    'data_config': [{}, {'input_size': 32}, {'input_size': [3, 32]}, {'input_size': ['3', 32, 32]}, None,
+                    {'input_size': [3, 32, 32], 'mean': b'x'}],
     'is_lr_computed': ['no', None]}
 
 
@@ -87,11 +89,13 @@ def test_a_newer_format_and_unknown_fields_are_refused():
 @dataclass
 class LaterRecord(CheckpointRecord):
     num_views: int = 7
+    draws: list[int] = dataclasses.field(default_factory=list)
 
 
 def test_a_field_with_a_default_reads_older_files_and_is_checked_in_its_own():
     older = make_record(3).to_dict()
-    assert LaterRecord.from_dict(older, 'file').num_views == 7
+    read = LaterRecord.from_dict(older, 'file')
+    assert (read.num_views, read.draws) == (7, [])
     later = LaterRecord(**{**dataclasses.asdict(make_record(3)), 'num_views': 2}).to_dict()
     assert LaterRecord.from_dict(later, 'file').num_views == 2
     with pytest.raises(ValueError, match="the field 'num_views'"):

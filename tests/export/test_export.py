@@ -10,6 +10,8 @@ from safetensors import safe_open
 
 import a2aug_timm
 from a2aug_timm import convert_multi_branch_bn, export_branch, select_branch
+from a2aug_timm.engine.checkpoint import read_checkpoint
+from a2aug_timm.engine.files import remove_unfinished
 from a2aug_timm.export import create_from_config, model_config, read_config
 
 FOREIGN = '''
@@ -139,3 +141,60 @@ def test_plain_weights_take_their_config_from_the_folder_or_the_call(tmp_path):
     torch.testing.assert_close(loaded.state_dict(), model.state_dict())
     (tmp_path / 'config.json').write_text(json.dumps(model_config(model)))
     assert timm.create_model('test_resnet', pretrained_file=tmp_path / 'plain.pth').num_classes == 4
+
+
+@pytest.mark.parametrize('beside', ['null', '[1]', '{"model_type": "bert"}', '{"architecture": 1, "num_classes": 2}'])
+def test_a_config_of_another_library_is_no_description(tmp_path, beside):
+    torch.save({'state_dict': {}, 'config': {'lr': 0.1}}, tmp_path / 'theirs.pth')
+    assert read_config(tmp_path / 'theirs.pth') is None
+    torch.save({'state_dict': {}}, tmp_path / 'plain.pth')
+    (tmp_path / 'config.json').write_text(beside)
+    assert read_config(tmp_path / 'plain.pth') is None
+
+
+def test_a_damaged_config_beside_the_weights_is_refused(tmp_path):
+    torch.save({'state_dict': {}}, tmp_path / 'plain.pth')
+    (tmp_path / 'config.json').write_text('{')
+    with pytest.raises(ValueError, match='config.json. is not a JSON file'):
+        read_config(tmp_path / 'plain.pth')
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'architecture': 'no_such_net'}, "no model 'no_such_net'"),
+    ({'model_args': {'pretrained': True}}, "must not set the argument 'pretrained'"),
+    ({'model_args': {'checkpoint_path': 'code.pth'}}, "must not set the argument 'checkpoint_path'"),
+    ({'model_args': {'no_such_argument': 1}}, 'does not fit it'),
+    ({'model_args': {'global_pool': 1.5}}, 'does not fit it'),
+    ({'pretrained_cfg': {'no_such_field': 1}}, 'does not fit it')])
+def test_a_description_that_timm_cannot_build_or_that_names_other_weights_is_refused(changes, words):
+    config = {'architecture': 'test_resnet', 'num_classes': 3, 'pretrained_cfg': {}}
+    assert create_from_config(config).num_classes == 3
+    with pytest.raises(ValueError, match=words):
+        create_from_config({**config, **changes})
+
+
+KILLED = '''
+import os, random, signal, sys, time
+import timm, torch
+from a2aug_timm import export_branch
+torch.set_num_threads(1)
+model = timm.create_model('resnet18')
+export_branch(model, 0, sys.argv[1])
+for _ in range(6):
+    child = os.fork()
+    if not child:
+        while True:
+            export_branch(model, 0, sys.argv[1])
+    time.sleep(0.4 + 0.3 * random.random())
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+'''
+
+
+def test_a_killed_export_leaves_whole_files_and_only_leftovers_that_a_restart_removes(tmp_path):
+    subprocess.run([sys.executable, '-c', KILLED, tmp_path], check=True)
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {'config.json', 'checkpoint.pth.tar', 'model.safetensors'}
+    model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    checkpoint = read_checkpoint(tmp_path / 'checkpoint.pth.tar')
+    assert all(torch.equal(value, checkpoint['state_dict'][key]) for key, value in model.state_dict().items())

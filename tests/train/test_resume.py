@@ -95,12 +95,14 @@ def test_a_run_killed_between_its_last_checkpoint_and_the_summary_comes_to_its_e
     # The epoch after it was the best one, and the kill came before that was kept.
     (run / 'model_best.pth.tar').unlink()
     (run / 'export' / 'model.safetensors').write_bytes(b'of the next epoch')
+    (run / 'recovery-0-1.pth.tar').write_bytes(b'of an epoch that is complete')
     train.main(['--resume', str(run / 'last.pth.tar'), '--device', 'cpu'])
     for name in ('model_best.pth.tar', 'export/model.safetensors'):
         ours, others = (read_checkpoint(folder / name) for folder in (run, finished))
         torch.testing.assert_close(ours['state_dict'], others['state_dict'], rtol=0, atol=0)
     assert rows_of(run) == rows_of(finished)
     assert (run / 'result.json').read_text() == (finished / 'result.json').read_text()
+    assert not list(run.glob('recovery-*'))
 
 
 def test_a_resume_in_another_folder_takes_the_history_along_and_trains_longer(finished, tmp_path):
