@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from torch.utils.data import DataLoader, IterableDataset
-
 
 class BranchDraw:
     """A seeded draw of ``V`` of ``N`` branches for every step of training.
@@ -191,25 +189,3 @@ def _with_branches(entry: Any, branches: tuple[int, ...]) -> Any:
         index, choice = entry
         return DrawnIndex(index, branches), choice
     return DrawnIndex(entry, branches)
-
-
-def draw_batches(loader: Any, draw: BranchDraw) -> None:
-    """Let the batches of a loader carry the draw to its workers.
-
-    Args:
-        loader: timm's or torch's loader, which has not been iterated yet.
-        draw: The draw.
-
-    Raises:
-        ValueError: The draw differs between the steps of an epoch, and the loader reads a stream.
-    """
-    data_loader: DataLoader = getattr(loader, 'loader', loader)
-    if not isinstance(data_loader.dataset, IterableDataset):
-        # A DataLoader refuses to have its batch sampler replaced, but does not read it before its first epoch.
-        object.__setattr__(data_loader, 'batch_sampler', DrawnBatches(data_loader.batch_sampler, draw))
-    elif draw.is_full:
-        data_loader.dataset.draw = draw
-    else:
-        # A worker of a stream never learns which step its batch is for.
-        raise ValueError(f'a stream of images has no indices that could carry the draw of {draw.num_views} of '
-                         f'{draw.num_branches} branches; train all branches in every step, or use a map-style data set')

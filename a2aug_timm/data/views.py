@@ -135,8 +135,26 @@ class MultiViewStream(IterableDataset):
         self.dataset = dataset
         self.seed = seed
         self.transform: ViewTransform | None = None
-        self.draw: BranchDraw | None = None  # set by draw_batches(); the same for all steps of an epoch
+        self._draw: BranchDraw | None = None
         self._epoch = get_context('spawn').Value('q', 0)
+
+    @property
+    def draw(self) -> BranchDraw | None:
+        """The draw of the branches to make views for; None means all of them.
+
+        Raises:
+            ValueError: A draw is set that differs between the steps of an epoch.
+        """
+        return self._draw
+
+    @draw.setter
+    def draw(self, draw: BranchDraw | None) -> None:
+        if draw is not None and not draw.is_full:
+            # A worker of a stream never learns which step its batch is for.
+            raise ValueError(f'a stream of images has no indices that could carry the draw of {draw.num_views} of '
+                             f'{draw.num_branches} branches; train all branches in every step, or use a map-style data '
+                             'set')
+        self._draw = draw
 
     def set_epoch(self, epoch: int) -> None:
         """Select the draws of an epoch, in this process and in workers that are already running."""

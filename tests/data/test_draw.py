@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import IterableImageDataset, create_dataset, create_loader
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+from timm.data import (
+    IterableImageDataset,
+    ScheduledBatchSampler,
+    ScheduledTransformDataset,
+    create_dataset,
+    create_transform,
+)
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from a2aug_timm.data.draw import BranchDraw, DrawnBatches, DrawnIndex, draw_batches
+from a2aug_timm.data.draw import BranchDraw, DrawnBatches, DrawnIndex
 from a2aug_timm.data.views import (
     BranchTransform,
     MultiViewDataset,
@@ -134,9 +140,9 @@ def views(dataset, num_branches=3):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_batches_hold_the_views_of_the_drawn_branches_alone(workers):
     dataset, draw = views(MultiViewDataset(Squares())), BranchDraw(3, 2, seed=5)
-    loader = DataLoader(dataset, batch_size=4, num_workers=workers, collate_fn=collate_views,
+    batches = DrawnBatches(BatchSampler(SequentialSampler(dataset), 4, drop_last=True), draw)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate_views,
                         persistent_workers=workers > 0)
-    draw_batches(loader, draw)
     start_workers(loader)
     for epoch in (0, 1, 4):
         set_epoch(loader, epoch)
@@ -170,29 +176,22 @@ def test_ranks_draw_the_same_branches_for_other_images():
 
 
 def test_scheduled_image_sizes_keep_their_choice(image_folder):
-    dataset = MultiViewDataset(create_dataset('', root=image_folder, split='train'))
-    loader = create_loader(
-        dataset, (3, 16, 16), batch_size=8, is_training=True, collate_fn=collate_views, color_jitter=None,
-        num_workers=0, device=torch.device('cpu'), input_size_choices=[16, 24], batch_size_choices=[8, 4])
-    loader.dataset.transforms = tuple(
-        ViewTransform(base, [BranchTransform(after)] * 3, to_tensor) for base, after, to_tensor in (
-            create_transforms(size) for size in (16, 24)))
-    draw = BranchDraw(3, 2, seed=0)
-    mean = loader.batch_sampler.average_batch_size
-    draw_batches(loader, draw)
-    assert loader.batch_sampler.average_batch_size == mean
+    dataset, draw = MultiViewDataset(create_dataset('', root=image_folder, split='train')), BranchDraw(3, 2, seed=0)
+    dataset.transform = None
+    scheduled = ScheduledBatchSampler(RandomSampler(dataset), batch_sizes=[8, 4])
+    batches = DrawnBatches(scheduled, draw)
+    assert batches.average_batch_size == scheduled.average_batch_size
+    transforms = [ViewTransform(base, [BranchTransform(after)] * 3, to_tensor) for base, after, to_tensor in (
+        create_transform(size, is_training=True, separate=True, color_jitter=None, use_prefetcher=True)
+        for size in (16, 24))]
+    loader = DataLoader(ScheduledTransformDataset(dataset, transforms), batch_sampler=batches, collate_fn=collate_views)
     sizes = set()
     for epoch in range(3):
         set_epoch(loader, epoch)
         for images, targets in loader:
             sizes.add((images.shape[-1], len(targets)))
             assert len(images) == 2 * len(targets)
-    assert sizes == {(16, 8), (24, 4)}
-
-
-def create_transforms(size):
-    from timm.data import create_transform
-    return create_transform(size, is_training=True, separate=True, color_jitter=None, use_prefetcher=True)
+    assert sizes == {(16, 8), (24, 4)} and scheduled.epoch == 2
 
 
 class SquaresReader:
@@ -207,11 +206,11 @@ class SquaresReader:
 
 
 def test_a_stream_takes_late_branches_and_refuses_a_draw_for_every_step():
-    loader = DataLoader(views(MultiViewStream(IterableImageDataset('', SquaresReader()))), batch_size=4,
-                        collate_fn=collate_views)
+    stream = views(MultiViewStream(IterableImageDataset('', SquaresReader())))
+    loader = DataLoader(stream, batch_size=4, collate_fn=collate_views)
     with pytest.raises(ValueError, match='stream'):
-        draw_batches(loader, BranchDraw(3, 2, seed=0))
-    draw_batches(loader, BranchDraw(3, 3, seed=0, start_epoch=1))
+        stream.draw = BranchDraw(3, 2, seed=0)
+    stream.draw = BranchDraw(3, 3, seed=0, start_epoch=1)
     sizes = []
     for epoch in (0, 1):
         set_epoch(loader, epoch)

@@ -204,7 +204,7 @@ def test_peer_policies_are_ours_and_are_compared_by_what_they_mean(tmp_path):
     assert len(MultiPolicyRandAugment(['ta', 'mix:none,ta'])(noise())) == 2
 
 
-ANCHORED = ['rand-m9-mstd0.5-inc1', 'rand-m5-n1', 'original', 'v0r', '3a', 'augmix-m3']
+ANCHORED = [None, 'rand-m9-mstd0.5-inc1', 'rand-m5-n1', 'original', 'v0r', '3a', 'augmix-m3']
 STAGES = dict(color_jitter=0.4, grayscale_prob=0.3, gaussian_blur_prob=0.3, mean=MEAN, interpolation='bilinear')
 
 

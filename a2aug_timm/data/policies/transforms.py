@@ -68,7 +68,7 @@ def _torchvision_interpolation(interpolation: str) -> InterpolationMode:
 
 
 def create_anchor(
-        policy: str,
+        policy: str | None,
         img_size: int | tuple[int, int] = 224,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         interpolation: str = 'random',
@@ -85,7 +85,7 @@ def create_anchor(
     grayscale and blur. For one of ours it is the policy, then grayscale and blur.
 
     Args:
-        policy: The policy string.
+        policy: The policy string; None is timm's stage without a policy.
         img_size, mean, interpolation, color_jitter, op_backend: As for ``MultiPolicyRandAugment``.
         color_jitter_prob, grayscale_prob, gaussian_blur_prob: timm's probabilities.
 
@@ -93,7 +93,7 @@ def create_anchor(
         ValueError: The policy is malformed.
     """
     probabilities = dict(grayscale_prob=grayscale_prob, gaussian_blur_prob=gaussian_blur_prob)
-    is_timms = is_known_to_timm(policy)
+    is_timms = policy is None or is_known_to_timm(policy)
     stage = _timm_stage(
         policy if is_timms else None, img_size, mean, interpolation, color_jitter=color_jitter if is_timms else None,
         color_jitter_prob=color_jitter_prob, **probabilities)
@@ -127,7 +127,7 @@ class MultiPolicyRandAugment:
 
     The ops that a policy draws, and their signs, are random per call; the policies themselves never change. The op set
     ``tpublished`` is RandAugment's published 14 ops with the published level scale, applied with probability 1 and
-    magnitudes up to 30 unless the string says otherwise. ``policy_strings`` lists our other policies. Every other
+    magnitudes up to 30 unless the string says otherwise. ``grammar`` lists our other policies. Every other
     string gives the transform that timm's ``--aa`` gives for it (with the color jitter that timm adds to 3-Augment).
 
     Args:
