@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..data.policies import SPACES, sample_policies
-from .outcomes import chosen_score
+from .outcomes import chosen_score, finished_records
 from .rows import NO_POLICY, Method
 from .study_folder import Study
 from .trial import Setting, Trial, as_name
@@ -75,9 +75,11 @@ class Price:
         Failed trials are left out; None if all failed.
         """
         trials = [trial for trial in self.tuning(row, model) if study.failure(trial) is None]
-        if not trials or not all(map(study.is_done, trials)):
+        records = finished_records(study, trials)
+        if not records:
             return None
-        return max(trials, key=lambda trial: chosen_score(study.record(trial))).setting
+        scores = list(map(chosen_score, records))
+        return trials[scores.index(max(scores))].setting
 
     def trials(self, study: Study, is_planned: bool = False) -> list[Trial]:
         """Trials that are known, in the order of training: all tuning first, then one seed after the other.

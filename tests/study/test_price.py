@@ -178,11 +178,11 @@ def test_differences_are_paired_and_have_a_95_percent_interval(study, price):
     differences = [1., 0.5, 2., 0.5, 1.]
     error = statistics.stdev(differences) / 5 ** 0.5
     expected = stats.ttest_rel(figures[row.name], figures[reference.name]).confidence_interval(0.95)
-    assert first.difference is None and first.top1.mean == pytest.approx(82)
-    assert (second.difference.mean, second.difference.error) == pytest.approx((1., error))
-    assert (second.difference.low, second.difference.high) == pytest.approx((expected.low, expected.high))
-    assert second.difference.high - 1 == pytest.approx(2.776 * error, rel=1e-3)  # the tabled quantile, 4 degrees
-    assert second.loss == pytest.approx(1 - statistics.fmean(figures[row.name]) / 100)
+    assert first.result.difference is None and first.result.top1.mean == pytest.approx(82)
+    assert (second.result.difference.mean, second.result.difference.error) == pytest.approx((1., error))
+    assert (second.result.difference.low, second.result.difference.high) == pytest.approx((expected.low, expected.high))
+    assert second.result.difference.high - 1 == pytest.approx(2.776 * error, rel=1e-3)  # the tabled quantile, 4 degrees
+    assert second.result.loss == pytest.approx(1 - statistics.fmean(figures[row.name]) / 100)
 
 
 def test_an_interval_of_one_value_or_of_equal_values_is_defined():
@@ -236,7 +236,7 @@ def test_the_table_has_costs_intervals_and_notes(study, price):
     assert len(kept) == 22
 
 
-def test_the_pareto_front_has_the_lines_that_no_cheaper_line_beats():
+def test_the_pareto_front_has_the_results_that_no_cheaper_result_beats():
     lines = [SimpleNamespace(top1=Interval(top1)) for top1 in (70., 69., 75., 75., 80.)]
     assert pareto_front(lines) == [lines[0], lines[2], lines[4]]
 
