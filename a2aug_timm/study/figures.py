@@ -1,6 +1,6 @@
 """Figures of a study, in the style of a run's report."""
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from matplotlib.axes import Axes
@@ -96,29 +96,35 @@ def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> 
     return figure
 
 
-def draw_pareto(lines: Sequence[PriceLine], model: str) -> Figure | None:
-    """Top-1 with its interval against the seconds of training, and the front of the rows that no other row beats."""
-    done = [(line.row, line.result) for line in lines if line.result is not None]
-    if not done:
+def draw_pareto(tables: Mapping[str, Sequence[PriceLine]], model: str) -> Figure | None:
+    """Top-1 with its interval against the seconds of training, one part per table.
+
+    A line connects the results that no cheaper result of the table beats.
+
+    Args:
+        tables: Title -> lines of a table.
+    """
+    if not any(line.result for lines in tables.values() for line in lines):
         return None
-    done.sort(key=lambda one: (one[1].seconds, -one[1].top1.mean))
-    figure = Figure(figsize=(8, 4.8), layout='constrained')
-    axes = figure.subplots()
-    groups = list(dict.fromkeys(line.row.group for line in lines))
-    for number, group in enumerate(groups):
-        own = [result for row, result in done if row.group == group]
-        margins = [0. if one.top1.high is None else one.top1.high - one.top1.mean for one in own]
-        if own:
-            axes.errorbar([one.seconds for one in own], [one.top1.mean for one in own], margins, fmt='o',
-                          markersize=4, capsize=2, linewidth=0.8, color=COLORS[number % len(COLORS)], label=group)
-    front = pareto_front([result for _, result in done])
-    axes.step([one.seconds for one in front], [one.top1.mean for one in front], where='post', linewidth=1,
-              color=ENSEMBLE_COLOR, label='best for its cost')
-    for row, one in done:
-        if one in front:
-            axes.annotate(row.name, (one.seconds, one.top1.mean), (3, 4), textcoords='offset points', fontsize=7)
-    axes.set_title(f'top-1, %, with 95 % intervals: {model}', loc='left')
-    finish(axes, 'seconds of training')
+    figure = Figure(figsize=(7 * len(tables), 4.8), layout='constrained')
+    parts = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (title, lines) in zip(parts, tables.items(), strict=True):
+        done = [(line.row, line.result) for line in lines if line.result is not None]
+        done.sort(key=lambda one: (one[1].seconds, -one[1].top1.mean))
+        for number, group in enumerate(dict.fromkeys(line.row.group for line in lines)):
+            if own := [result for row, result in done if row.group == group]:
+                margins = [0. if one.top1.high is None else one.top1.high - one.top1.mean for one in own]
+                axes.errorbar([one.seconds for one in own], [one.top1.mean for one in own], margins, fmt='o',
+                              markersize=4, capsize=2, linewidth=0.8, color=COLORS[number % len(COLORS)], label=group)
+        front = pareto_front([result for _, result in done])
+        axes.step([one.seconds for one in front], [one.top1.mean for one in front], where='post', linewidth=1,
+                  color=ENSEMBLE_COLOR, label='best for its cost')
+        for row, one in done:
+            if one in front:
+                name = row.name.replace('-p1.0-mmax30-tpublished', '')
+                axes.annotate(name, (one.seconds, one.top1.mean), (3, 4), textcoords='offset points', fontsize=7)
+        axes.set_title(f'{title}: {model}, top-1, % with 95 % interval', loc='left', fontsize=9)
+        finish(axes, 'seconds of training')
     return figure
 
 

@@ -92,9 +92,9 @@ def _paper_content(name: str, study: Study, method: Method) -> _Content:
 def _price_content(name: str, study: Study, prices: Mapping[str, Price]) -> _Content:
     markdown, plain, notes = price_table(study, prices[name])
     figures = []
-    if name == list(prices)[-1]:  # one figure for all numbers of views
+    if name == list(prices)[-1]:  # one figure for all of them
         for model in study.models:
-            lines = [line for price in prices.values() for line in price_lines(study, price, model)]
+            lines = {PRICE_TITLES[name]: price_lines(study, price, model) for name, price in prices.items()}
             figures.append((_stem('pareto', study, model), draw_pareto(lines, model)))
     return _Content(PRICE_TITLES[name], markdown, plain, notes, _drawn(figures), prices[name].trials(study))
 

@@ -174,7 +174,7 @@ def _published_rows(method: Method, num_views: int) -> list[PriceRow]:
     """A²-Aug with all branches in each step."""
     num = method.num_branches
     rows = [PriceRow(
-        f'a2aug{num}-{counted}-{reduction}', f'A²-Aug, N = {num}, batch in {counted}, {reduction} of the losses',
+        f'a2aug{num}-{counted}-{reduction}', f'A²-Aug, N = {num}, {counted} counted, {reduction} of the losses',
         'A²-Aug as published', _joint(method, num, a2aug_batch=counted, a2aug_loss_reduction=reduction),
         num_views // num) for reduction in ('sum', 'mean') for counted in ('images', 'views')]
     crops = PriceRow(

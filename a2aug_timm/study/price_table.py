@@ -125,15 +125,15 @@ def price_table(study: Study, price: Price) -> tuple[list[list[Any]], list[list[
         'cross_entropy']]
     for line in lines:
         name = [line.model] * several + [line.row.label]
-        lr, batch_size = _pair(line.setting)
+        lr, batch_size, counted = _choice(line.setting)
         if (result := line.result) is None:
-            markdown.append([*name, lr, batch_size, '–', '', 0, '', '', '', '', ''])
+            markdown.append([*name, lr, f'{batch_size} {counted}'.strip(), '–', '', 0, '', '', '', '', ''])
             continue
         difference = '' if result.difference is None else _with_error(result.difference)
         markdown.append([
-            *name, lr, batch_size, _with_range(result.top1), difference, len(line.seeds), short_count(result.num_views),
-            f'{result.num_updates:.0f}', f'{result.seconds / 3600:.3g}', f'{result.loss:.4f}',
-            ' '.join(f'{top1:.2f}' for top1 in line.seeds.values())])
+            *name, lr, f'{batch_size} {counted}', _with_range(result.top1), difference, len(line.seeds),
+            short_count(result.num_views), f'{result.num_updates:.0f}', f'{result.seconds / 3600:.3g}',
+            f'{result.loss:.4f}', ' '.join(f'{top1:.2f}' for top1 in line.seeds.values())])
         paired = astuple(result.difference) if result.difference else (None,) * 4
         plain.append([
             line.model, line.row.name, line.row.label, lr, batch_size, result.top1.mean, result.top1.low,
@@ -142,8 +142,12 @@ def price_table(study: Study, price: Price) -> tuple[list[list[Any]], list[list[
     return markdown, plain, _notes(price, lines)
 
 
-def _pair(setting: Setting | None) -> tuple[str, str | int]:
-    return ('', '') if setting is None else (f"{setting.changes['lr']:g}", setting.changes['batch_size'])
+def _choice(setting: Setting | None) -> tuple[str, str | int, str]:
+    """Learning rate, batch size, and what the batch size counts."""
+    if setting is None:
+        return '', '', ''
+    changes = setting.changes
+    return f"{changes['lr']:g}", changes['batch_size'], changes.get('a2aug_batch', 'images')
 
 
 def _with_range(value: Interval) -> str:

@@ -219,13 +219,13 @@ def test_the_table_has_costs_intervals_and_notes(study, price):
     assert (done, total) == (18 + 4, 18 + 15)
     text = (study.folder / 'price.md').read_text(encoding='utf-8')
     lines = [line for line in text.splitlines() if line.startswith('|')]
-    assert lines[2] == ('| plain, crop and flip | 0.2 | 64 | 80.50 [74.15, 86.85] |  | 2 | 86 k | 1350 | 0.1 | 0.1950 '
-                        '| 80.00 81.00 |')
+    assert lines[2] == ('| plain, crop and flip | 0.2 | 64 images | 80.50 [74.15, 86.85] |  | 2 | 86 k | 1350 | 0.1 '
+                        '| 0.1950 | 80.00 81.00 |')
     with open(study.folder / 'price.csv', newline='', encoding='utf-8') as file:
         rows = {row['name']: row for row in csv.DictReader(file)}
     assert [row.name for row in price.rows[1:2]] == ['a2aug5-v2'] and set(rows) == {'plain-none', 'a2aug5-v2'}
     assert rows['a2aug5-v2']['updates'] == str(45. * (NUM_IMAGES // 16)) and rows['a2aug5-v2']['difference'] == '1.0'
-    assert '| A²-Aug, N = 3, from epoch 45 of 60 | 0.05 | 32 | – |' in text
+    assert '| A²-Aug, N = 3, from epoch 45 of 60 | 0.05 | 32 images | – |' in text
     assert 'at most 90 views' in text and 'learning rates 0.05, 0.1, 0.2 and the batch sizes 32, 64' in text
     assert 'The chosen learning rate is the smallest or largest of its list for 2 rows: plain, crop and flip; ' in text
     assert 'With 1 differences, about 0.1' in text and f"recipe's: {', '.join(price.added_policies)}" in text
