@@ -29,8 +29,8 @@ def draw_curves(run: RunRecord) -> Figure:
         axes.set_title(title, loc='left')
     if run.series(run.chosen_branch, 'top1'):
         chosen = run.series(run.chosen_branch, 'top1')[run.chosen_epoch]
-        accuracy.plot(
-            run.columns['epoch'][run.chosen_epoch] + 1, chosen, 'o', mfc='none', mec=ENSEMBLE_COLOR, ms=9)
+        epoch = (run.columns['epoch'][run.chosen_epoch] or 0) + 1
+        accuracy.plot(epoch, chosen, 'o', mfc='none', mec=ENSEMBLE_COLOR, ms=9)
     draw_series(training, run, run.columns['train_loss'], 'total', ENSEMBLE_COLOR)
     for branch in range(run.num_branches if run.num_branches > 1 else 0):
         color = COLORS[branch % len(COLORS)]
@@ -95,7 +95,7 @@ def draw_series(
 ) -> None:
     """Draw a line over the epochs of a run that have a value."""
     epochs = run.columns['epoch']
-    points = [(epoch + 1, value) for epoch, value in zip(epochs, values, strict=False) if value is not None]
+    points = [((epoch or 0) + 1, value) for epoch, value in zip(epochs, values, strict=False) if value is not None]
     if points:
         marker = '.' if len(points) < 3 else None
         axes.plot(*zip(*points, strict=True), style, color=color, label=label, linewidth=1.6, marker=marker)

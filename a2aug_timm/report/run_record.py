@@ -1,6 +1,7 @@
 """What the folder of a training run holds: arguments, metrics per epoch, result."""
 import csv
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,20 @@ class RunRecord:
         name = branch if branch == 'ensemble' else f'branch_{branch}'
         return self.columns.get(f'eval_{name}_{metric}', [])
 
+    def total(self, column: str) -> float:
+        """Sum of a column over the epochs that have a value."""
+        return sum(value for value in self.columns[column] if value is not None)
+
     @property
     def chosen_epoch(self) -> int:
         """Row of the chosen epoch; of the best epoch so far if the run is not finished."""
         if self.result:
             return self.columns['epoch'].index(self.result['epoch'])
         name = 'eval_loss' if self.args.get('eval_metric') == 'loss' else 'eval_top1'
-        values = self.columns.get(name) or [-value for value in self.columns['train_loss']]
-        sign = -1 if name == 'eval_loss' and name in self.columns else 1
-        return max(range(len(values)), key=lambda row: -float('inf') if values[row] is None else sign * values[row])
+        values = self.columns.get(name) or self.columns['train_loss']
+        sign = 1 if name == 'eval_top1' and name in self.columns else -1
+        scores = [-math.inf if value is None else sign * value for value in values]
+        return scores.index(max(scores))
 
     @property
     def chosen_branch(self) -> int:

@@ -43,8 +43,8 @@ class Estimate:
 
     def _measured(self, model: str) -> list[float]:
         """Seconds of a plain trial, one estimate per finished trial."""
-        done = [trial for trial in self._trials if trial.model == model and self._study.is_done(trial)]
-        return [sum(self._study.record(trial).columns['train_seconds']) / float(trial.setting.cost) for trial in done]
+        return [record.total('train_seconds') / float(trial.setting.cost) for trial in self._trials
+                if trial.model == model and (record := self._study.record(trial)) is not None]
 
 
 def _seconds_per_view(study: Study, trial: Trial, num_images: int) -> float:
@@ -63,4 +63,4 @@ def _seconds_per_view(study: Study, trial: Trial, num_images: int) -> float:
         if done.returncode:
             raise ValueError(f'the training of a few batches, for the estimate, failed: {last_line(done.stderr)}')
         columns = read_run(Path(folder) / 'probe').columns
-    return columns['train_seconds'][-1] / columns['train_views'][-1]
+    return (columns['train_seconds'][-1] or 0.) / (columns['train_views'][-1] or 1.)

@@ -1,6 +1,7 @@
 """Figures of a study, in the style of a run's report."""
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -8,7 +9,7 @@ from matplotlib.ticker import NullLocator
 
 from ..report.plots import COLORS, ENSEMBLE_COLOR, draw_mu, draw_series, finish, short_policy
 from .outcomes import Line, expected_search, lines_of
-from .price_table import PriceLine
+from .price_table import PriceLine, PriceResult
 from .rows import MAX_BRANCHES, Method
 from .study_folder import Study
 from .trial import Row
@@ -18,12 +19,13 @@ def draw_branches(study: Study, rows: Sequence[Row], model: str) -> Figure | Non
     """Figure 3: top-1 over the epochs, of branches and of their policies alone, for the first finished seed."""
     joint_row, alone_row = rows
     for seed in study.seeds:
-        joint, *alone = (
-            study.record(trial) for row in (joint_row, alone_row) for trial in row.trials(model, seed))
-        if joint is not None and None not in alone:
+        trials = [*joint_row.trials(model, seed), *alone_row.trials(model, seed)]
+        records = [record for trial in trials if (record := study.record(trial)) is not None]
+        if len(records) == len(trials):
             break
     else:
         return None
+    joint, *alone = records
     figure = Figure(figsize=(7, 4.2), layout='constrained')
     axes = figure.subplots()
     for branch, (policy, plain) in enumerate(zip(joint.policies, alone, strict=True)):
@@ -33,7 +35,7 @@ def draw_branches(study: Study, rows: Sequence[Row], model: str) -> Figure | Non
     draw_series(axes, joint, joint.series('ensemble', 'top1'), 'ensemble', ENSEMBLE_COLOR, '--')
     axes.set_title(f'top-1 on held-out images, %: {model}, seed {seed}', loc='left')
     # The low values of the first epochs would leave little room for those of the last.
-    last = [record.series(0, 'top1')[-1] for record in (joint, *alone)]
+    last = [record.series(0, 'top1')[-1] or 0. for record in records]
     axes.set_ylim(bottom=min(last) - 12)
     finish(axes)
     return figure
@@ -68,7 +70,8 @@ def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> 
     """Top-1 against the number of views: A²-Aug for each N, a random search of each size, plain training."""
     figure = Figure(figsize=(7, 4.4), layout='constrained')
     axes = figure.subplots()
-    search, num, costs = method.search(), method.num_branches, set()
+    search, num = method.search(), method.num_branches
+    costs: set[int | Fraction] = set()
     if curves := [curve for seed in study.seeds if (curve := expected_search(study, search, model, seed))]:
         # A seed with failed trials has a shorter curve.
         means = [statistics.fmean(values) for values in zip(*curves, strict=False)]
@@ -81,52 +84,60 @@ def draw_cost(study: Study, rows: Sequence[Row], model: str, method: Method) -> 
             (method.best_of(1).label, COLORS[2], '^--', [method.best_of(1), method.best_of(1, num)])):
         lines = [line for line in lines_of(study, of_label, model) if line.top1 is not None]
         if lines:
-            _draw_points(axes, [line.cost for line in lines], lines, label, color, style)
+            _draw_points(axes, [float(line.cost) for line in lines], lines, label, color, style)
             costs.update(line.cost for line in lines)
     if not axes.get_legend_handles_labels()[0]:
         return None
     axes.set_xscale('log', base=2)
-    axes.set_xticks(sorted(costs), [f'{cost}×' for cost in sorted(costs)])
+    axes.set_xticks(list(map(float, sorted(costs))), [f'{cost}×' for cost in sorted(costs)])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(f'top-1, %, against cost: {model}', loc='left')
     finish(axes, 'views, as a multiple of a plain run')
     return figure
 
 
-def draw_pareto(lines: Sequence[PriceLine], model: str) -> Figure | None:
-    """Top-1 with its interval against the seconds of training, and the front of the rows that no other row beats."""
-    done = sorted((line for line in lines if line.top1 is not None), key=lambda line: (line.seconds, -line.top1.mean))
-    if not done:
+def draw_pareto(tables: Mapping[str, Sequence[PriceLine]], model: str) -> Figure | None:
+    """Top-1 with its interval against the seconds of training, one part per table.
+
+    A line connects the results that no cheaper result of the table beats.
+
+    Args:
+        tables: Title -> lines of a table.
+    """
+    if not any(line.result for lines in tables.values() for line in lines):
         return None
-    figure = Figure(figsize=(8, 4.8), layout='constrained')
-    axes = figure.subplots()
-    groups = list(dict.fromkeys(line.row.group for line in lines))
-    for number, group in enumerate(groups):
-        own = [line for line in done if line.row.group == group]
-        margins = [0. if line.top1.low is None else line.top1.high - line.top1.mean for line in own]
-        if own:
-            axes.errorbar([line.seconds for line in own], [line.top1.mean for line in own], margins, fmt='o',
-                          markersize=4, capsize=2, linewidth=0.8, color=COLORS[number % len(COLORS)], label=group)
-    front = pareto_front(done)
-    axes.step([line.seconds for line in front], [line.top1.mean for line in front], where='post', linewidth=1,
-              color=ENSEMBLE_COLOR, label='best for its cost')
-    for line in front:
-        axes.annotate(line.row.name, (line.seconds, line.top1.mean), (3, 4), textcoords='offset points', fontsize=7)
-    axes.set_title(f'top-1, %, with 95 % intervals: {model}', loc='left')
-    finish(axes, 'seconds of training')
+    figure = Figure(figsize=(7 * len(tables), 4.8), layout='constrained')
+    parts = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (title, lines) in zip(parts, tables.items(), strict=True):
+        done = [(line.row, line.result) for line in lines if line.result is not None]
+        done.sort(key=lambda one: (one[1].seconds, -one[1].top1.mean))
+        for number, group in enumerate(dict.fromkeys(line.row.group for line in lines)):
+            if own := [result for row, result in done if row.group == group]:
+                margins = [0. if one.top1.high is None else one.top1.high - one.top1.mean for one in own]
+                axes.errorbar([one.seconds for one in own], [one.top1.mean for one in own], margins, fmt='o',
+                              markersize=4, capsize=2, linewidth=0.8, color=COLORS[number % len(COLORS)], label=group)
+        front = pareto_front([result for _, result in done])
+        axes.step([one.seconds for one in front], [one.top1.mean for one in front], where='post', linewidth=1,
+                  color=ENSEMBLE_COLOR, label='best for its cost')
+        for row, one in done:
+            if one in front:
+                name = row.name.replace('-p1.0-mmax30-tpublished', '')
+                axes.annotate(name, (one.seconds, one.top1.mean), (3, 4), textcoords='offset points', fontsize=7)
+        axes.set_title(f'{title}: {model}, top-1, % with 95 % interval', loc='left', fontsize=9)
+        finish(axes, 'seconds of training')
     return figure
 
 
-def pareto_front(lines: Sequence[PriceLine]) -> list[PriceLine]:
-    """Lines with a higher top-1 than all lines before them; ``lines`` are in order of cost."""
-    front: list[PriceLine] = []
-    for line in lines:
-        if not front or line.top1.mean > front[-1].top1.mean:
-            front.append(line)
+def pareto_front(results: Sequence[PriceResult]) -> list[PriceResult]:
+    """Results with a higher top-1 than all before them; ``results`` are in order of cost."""
+    front: list[PriceResult] = []
+    for one in results:
+        if not front or one.top1.mean > front[-1].top1.mean:
+            front.append(one)
     return front
 
 
-def _draw_points(axes: Axes, xs: Sequence[int], lines: Sequence[Line], label: str, color: str, style: str) -> None:
+def _draw_points(axes: Axes, xs: Sequence[float], lines: Sequence[Line], label: str, color: str, style: str) -> None:
     """Draw means, with the standard deviation as error bars if there are several seeds."""
     means, stds = zip(*(line.top1 for line in lines), strict=True)
     stds = [float('nan') if std is None else std for std in stds]

@@ -36,13 +36,21 @@ def outcome(study: Study, trials: Sequence[Trial]) -> Outcome | None:
 
     Failed trials are left out of the choice, as in a search; what they cost before they failed is not known.
     """
-    records = [study.record(trial) for trial in trials if study.failure(trial) is None]
-    if None in records or not records:
+    records = finished_records(study, trials)
+    if not records:
         return None
     best = max(records, key=chosen_score)
+    cost: int | Fraction = sum((trial.setting.cost for trial in trials), 0)
     return Outcome(
-        best, best.result['test']['top1'], sum(sum(record.columns['train_views']) for record in records),
-        sum(sum(record.columns['train_seconds']) for record in records), sum(trial.setting.cost for trial in trials))
+        best, best.result['test']['top1'], sum(record.total('train_views') for record in records),
+        sum(record.total('train_seconds') for record in records), cost)
+
+
+def finished_records(study: Study, trials: Sequence[Trial]) -> list[RunRecord]:
+    """Records of the trials that did not fail; empty until all of these are finished."""
+    records = [study.record(trial) for trial in trials if study.failure(trial) is None]
+    finished = [record for record in records if record is not None]
+    return finished if len(finished) == len(records) else []
 
 
 def chosen_score(record: RunRecord) -> float:
@@ -70,7 +78,7 @@ class Line:
         seeds: Seed -> top-1.
         top1: Mean and standard deviation; None without a finished seed.
         gain: Mean and standard deviation of the differences to the first row, over the seeds that both have.
-        cost: Number of views, as a multiple of a plain run.
+        cost: Number of views, as a multiple of a plain run; like the next two, 0 without a finished seed.
         views: Mean number of views.
         seconds: Mean seconds of training.
     """
@@ -79,14 +87,14 @@ class Line:
     seeds: dict[int, float]
     top1: tuple[float, float | None] | None = None
     gain: tuple[float, float | None] | None = None
-    cost: int | Fraction | None = None
-    views: float | None = None
-    seconds: float | None = None
+    cost: int | Fraction = 0
+    views: float = 0.
+    seconds: float = 0.
 
 
 def lines_of(study: Study, rows: Sequence[Row], model: str) -> list[Line]:
     """Results of a table's rows for one network."""
-    lines = []
+    lines: list[Line] = []
     for row in rows:
         found = outcomes(study, row, model)
         top1 = {seed: one.top1 for seed, one in found.items()}
@@ -105,9 +113,7 @@ def expected_search(study: Study, row: Row, model: str, seed: int) -> list[float
 
     Empty until all trials are finished; failed trials are left out.
     """
-    records = [study.record(trial) for trial in row.trials(model, seed) if study.failure(trial) is None]
-    if None in records:
-        return []
+    records = finished_records(study, row.trials(model, seed))
     top1 = [record.result['test']['top1'] for record in sorted(records, key=chosen_score, reverse=True)]
     num = len(top1)
     # The trial of rank r is the best of k if it is drawn and the k - 1 others come from the num - r - 1 below it.
@@ -131,7 +137,7 @@ def write_runs(study: Study, trials: Sequence[Trial], path: Path) -> None:
                 trial.model, trial.setting.name, trial.seed, f"{result['test']['top1']:.2f}",
                 f"{result['chosen_with']['top1']:.2f}", result['epoch'], result['branch'], result['policy'],
                 ' '.join(record.policies), ' '.join(f'{one:.3f}' for one in mu),
-                f"{sum(record.columns['train_views']):.0f}", f"{sum(record.columns['train_seconds']):.1f}"])
+                f"{record.total('train_views'):.0f}", f"{record.total('train_seconds'):.1f}"])
 
 
 def short_count(num_views: float) -> str:

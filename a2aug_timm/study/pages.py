@@ -2,7 +2,7 @@
 import csv
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,9 +92,9 @@ def _paper_content(name: str, study: Study, method: Method) -> _Content:
 def _price_content(name: str, study: Study, prices: Mapping[str, Price]) -> _Content:
     markdown, plain, notes = price_table(study, prices[name])
     figures = []
-    if name == list(prices)[-1]:  # one figure for all numbers of views
+    if name == list(prices)[-1]:  # one figure for all of them
         for model in study.models:
-            lines = [line for price in prices.values() for line in price_lines(study, price, model)]
+            lines = {PRICE_TITLES[name]: price_lines(study, price, model) for name, price in prices.items()}
             figures.append((_stem('pareto', study, model), draw_pareto(lines, model)))
     return _Content(PRICE_TITLES[name], markdown, plain, notes, _drawn(figures), prices[name].trials(study))
 
@@ -104,8 +104,8 @@ def _costs(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str]]:
     lines = [line for model in study.models for line in lines_of(study, rows, model)]
     first = f'gain over {rows[0].label}'
     several = len(study.models) > 1
-    markdown = [['network'] * several + ['method', 'top-1, %', first, 'seeds', 'views', 'hours', 'each seed']]
-    plain = [['network', 'method', 'top1', 'top1_std', 'gain', 'gain_std', 'seeds', 'cost', 'views', 'seconds']]
+    markdown: Table = [['network'] * several + ['method', 'top-1, %', first, 'seeds', 'views', 'hours', 'each seed']]
+    plain: Table = [['network', 'method', 'top1', 'top1_std', 'gain', 'gain_std', 'seeds', 'cost', 'views', 'seconds']]
     for line in lines:
         name = [line.model] * several + [line.label]
         if line.top1 is None:
@@ -142,8 +142,8 @@ def _branches(study: Study, rows: Sequence[Row]) -> tuple[Table, Table, list[str
             if (record := study.record(trial)) is None:
                 continue
             epoch = record.chosen_epoch
-            mu = [record.columns[f'mu_{i}'][epoch] for i in range(record.num_branches)]
-            top1 = [record.series(i, 'top1')[epoch] for i in range(record.num_branches)]
+            mu = [record.columns[f'mu_{i}'][epoch] or 0. for i in range(record.num_branches)]
+            top1 = [record.series(i, 'top1')[epoch] or 0. for i in range(record.num_branches)]
             table += [[model, seed, record.policies[i], f'{mu[i]:.3f}', f'{top1[i]:.2f}'] for i in range(len(mu))]
             table.append([model, seed, 'ensemble', '', f"{record.series('ensemble', 'top1')[epoch]:.2f}"])
             num_trials += 1
@@ -162,12 +162,13 @@ def _cell(line: Line) -> str:
 
 def _figures(name: str, study: Study, method: Method, rows: Sequence[Row]) -> list[tuple[str, Figure]]:
     """Figures of a table that can be drawn from the finished trials: name of the file and figure."""
-    draw = {'table1': ('cost', partial(draw_cost, method=method)), 'table6': ('mu', draw_weights),
-            'figure3': ('figure3', draw_branches),
-            'figure4': ('figure4', partial(draw_numbers, baseline=method.baseline()))}.get(name)
-    if draw is None:
+    functions: dict[str, tuple[str, Callable[..., Figure | None]]] = {
+        'table1': ('cost', partial(draw_cost, method=method)), 'table6': ('mu', draw_weights),
+        'figure3': ('figure3', draw_branches),
+        'figure4': ('figure4', partial(draw_numbers, baseline=method.baseline()))}
+    if name not in functions:
         return []
-    stem, function = draw
+    stem, function = functions[name]
     return _drawn([(_stem(stem, study, model), function(study, rows, model)) for model in study.models])
 
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..data.policies import SPACES, sample_policies
-from .outcomes import chosen_score
+from .outcomes import chosen_score, finished_records
 from .rows import NO_POLICY, Method
 from .study_folder import Study
 from .trial import Setting, Trial, as_name
@@ -75,9 +75,11 @@ class Price:
         Failed trials are left out; None if all failed.
         """
         trials = [trial for trial in self.tuning(row, model) if study.failure(trial) is None]
-        if not trials or not all(map(study.is_done, trials)):
+        records = finished_records(study, trials)
+        if not records:
             return None
-        return max(trials, key=lambda trial: chosen_score(study.record(trial))).setting
+        scores = list(map(chosen_score, records))
+        return trials[scores.index(max(scores))].setting
 
     def trials(self, study: Study, is_planned: bool = False) -> list[Trial]:
         """Trials that are known, in the order of training: all tuning first, then one seed after the other.
@@ -172,7 +174,7 @@ def _published_rows(method: Method, num_views: int) -> list[PriceRow]:
     """A²-Aug with all branches in each step."""
     num = method.num_branches
     rows = [PriceRow(
-        f'a2aug{num}-{counted}-{reduction}', f'A²-Aug, N = {num}, batch in {counted}, {reduction} of the losses',
+        f'a2aug{num}-{counted}-{reduction}', f'A²-Aug, N = {num}, {counted} counted, {reduction} of the losses',
         'A²-Aug as published', _joint(method, num, a2aug_batch=counted, a2aug_loss_reduction=reduction),
         num_views // num) for reduction in ('sum', 'mean') for counted in ('images', 'views')]
     crops = PriceRow(

@@ -37,29 +37,39 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class PriceLine:
-    """Results of a row for one network.
+class PriceResult:
+    """Results of a row over its finished seeds.
 
     Attributes:
-        setting: Chosen learning rate and batch size; None until the row's tuning is finished.
-        seeds: Seed -> top-1 on the validation split, in percent.
-        top1: Mean top-1 over the seeds; None without a finished seed.
+        top1: Mean top-1 on the validation split, in percent.
         difference: Mean difference to the reference over the seeds that both have; None for the reference.
         loss: Mean cross-entropy on the validation split.
         num_views: Mean number of views in training.
         num_updates: Mean number of optimizer steps.
         seconds: Mean seconds of training.
     """
+    top1: Interval
+    difference: Interval | None
+    loss: float
+    num_views: float
+    num_updates: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PriceLine:
+    """Row of the table for one network.
+
+    Attributes:
+        setting: Chosen learning rate and batch size; None until the row's tuning is finished.
+        seeds: Seed -> top-1 on the validation split, in percent.
+        result: Results; None without a finished seed.
+    """
     model: str
     row: PriceRow
     setting: Setting | None
     seeds: dict[int, float]
-    top1: Interval | None = None
-    difference: Interval | None = None
-    loss: float | None = None
-    num_views: float | None = None
-    num_updates: float | None = None
-    seconds: float | None = None
+    result: PriceResult | None = None
 
 
 def price_lines(study: Study, price: Price, model: str) -> list[PriceLine]:
@@ -74,13 +84,13 @@ def price_lines(study: Study, price: Price, model: str) -> list[PriceLine]:
             lines.append(PriceLine(model, row, setting, seeds))
             continue
         paired = [seeds[seed] - lines[0].seeds[seed] for seed in seeds if lines and seed in lines[0].seeds]
-        lines.append(PriceLine(
-            model, row, setting, seeds, Interval.of(list(seeds.values())), Interval.of(paired) if paired else None,
+        lines.append(PriceLine(model, row, setting, seeds, PriceResult(
+            Interval.of(list(seeds.values())), Interval.of(paired) if paired else None,
             statistics.fmean(record.result['test']['loss'] for record in done.values()),
-            statistics.fmean(sum(record.columns['train_views']) for record in done.values()),
+            statistics.fmean(record.total('train_views') for record in done.values()),
             statistics.fmean(num_updates(study.config(trial), record, study.num_processes)
                              for trial, record in done.items()),
-            statistics.fmean(sum(record.columns['train_seconds']) for record in done.values())))
+            statistics.fmean(record.total('train_seconds') for record in done.values()))))
     return lines
 
 
@@ -94,11 +104,11 @@ def num_updates(config: dict[str, Any], record: RunRecord, num_processes: int = 
     batch_size = config['batch_size'] // (views if config.get('a2aug_batch') == 'views' else 1)
     total = first_epoch = 0
     for epoch, num_views in zip(record.columns['epoch'], record.columns['train_views'], strict=True):
-        epochs = range(first_epoch, int(epoch) + 1)  # --val-interval leaves epochs without a row
-        num_images = num_views / sum(1 if one < config.get('a2aug_start_epoch', 0) else views for one in epochs)
+        epochs = range(first_epoch, int(epoch or 0) + 1)  # --val-interval leaves epochs without a row
+        num_images = (num_views or 0.) / sum(1 if one < config.get('a2aug_start_epoch', 0) else views for one in epochs)
         num_batches = round(num_images / (batch_size * num_processes))
         total += len(epochs) * math.ceil(num_batches / config.get('grad_accum_steps', 1))
-        first_epoch = int(epoch) + 1
+        first_epoch = epochs.stop
     return total
 
 
@@ -115,24 +125,29 @@ def price_table(study: Study, price: Price) -> tuple[list[list[Any]], list[list[
         'cross_entropy']]
     for line in lines:
         name = [line.model] * several + [line.row.label]
-        lr, batch_size = _pair(line.setting)
-        if line.top1 is None:
-            markdown.append([*name, lr, batch_size, '–', '', 0, '', '', '', '', ''])
+        lr, batch_size, counted = _choice(line.setting)
+        if (result := line.result) is None:
+            markdown.append([*name, lr, f'{batch_size} {counted}'.strip(), '–', '', 0, '', '', '', '', ''])
             continue
-        difference = '' if line.difference is None else _with_error(line.difference)
+        difference = '' if result.difference is None else _with_error(result.difference)
         markdown.append([
-            *name, lr, batch_size, _with_range(line.top1), difference, len(line.seeds), short_count(line.num_views),
-            f'{line.num_updates:.0f}', f'{line.seconds / 3600:.3g}', f'{line.loss:.4f}',
-            ' '.join(f'{top1:.2f}' for top1 in line.seeds.values())])
-        paired = astuple(line.difference) if line.difference else (None,) * 4
+            *name, lr, f'{batch_size} {counted}', _with_range(result.top1), difference, len(line.seeds),
+            short_count(result.num_views), f'{result.num_updates:.0f}', f'{result.seconds / 3600:.3g}',
+            f'{result.loss:.4f}', ' '.join(f'{top1:.2f}' for top1 in line.seeds.values())])
+        paired = astuple(result.difference) if result.difference else (None,) * 4
         plain.append([
-            line.model, line.row.name, line.row.label, lr, batch_size, line.top1.mean, line.top1.low, line.top1.high,
-            *paired, len(line.seeds), line.num_views, line.num_updates, line.seconds, line.loss])
+            line.model, line.row.name, line.row.label, lr, batch_size, result.top1.mean, result.top1.low,
+            result.top1.high, *paired, len(line.seeds), result.num_views, result.num_updates, result.seconds,
+            result.loss])
     return markdown, plain, _notes(price, lines)
 
 
-def _pair(setting: Setting | None) -> tuple[str, str | int]:
-    return ('', '') if setting is None else (f"{setting.changes['lr']:g}", setting.changes['batch_size'])
+def _choice(setting: Setting | None) -> tuple[str, str | int, str]:
+    """Learning rate, batch size, and what the batch size counts."""
+    if setting is None:
+        return '', '', ''
+    changes = setting.changes
+    return f"{changes['lr']:g}", changes['batch_size'], changes.get('a2aug_batch', 'images')
 
 
 def _with_range(value: Interval) -> str:
@@ -154,7 +169,8 @@ def _notes(price: Price, lines: Sequence[PriceLine]) -> list[str]:
         f'at one separate seed ({TUNING_SEED}), among the learning rates {rates} and the batch sizes {sizes}. The '
         f'difference is the mean of the paired differences to "{price.rows[0].label}" at the same seeds. Intervals are '
         "Student's t (scipy.stats); they do not cover the choice of learning rate and batch size."]
-    if num := sum(line.difference is not None and line.difference.low is not None for line in lines):
+    differences = [line.result.difference for line in lines if line.result and line.result.difference]
+    if num := sum(difference.low is not None for difference in differences):
         notes.append(f'With {num} differences, about {(1 - CONFIDENCE) * num:.1f} intervals exclude zero by chance.')
     used = {policy for line in lines for policy in line.row.changes.get('a2aug_policies', ())}
     if added := [policy for policy in price.added_policies if policy in used]:

@@ -138,7 +138,7 @@ def figure4(method: Method) -> list[Row]:
 
 def choices(method: Method) -> list[Row]:
     """Choices that the paper leaves open; each row changes one default."""
-    variants = {
+    variants: dict[str, tuple[str, dict[str, Any]]] = {
         'scale-literal': ('logit scale 1, as printed in Eq. 8', {'a2aug_logit_scale': 'literal'}),
         'scale-teacher-norm': ("logit scale: the teacher's norm", {'a2aug_logit_scale': 'teacher-norm'}),
         'kl-0.3': ('KL weight 0.3', {'a2aug_kl_weight': 0.3}),

@@ -81,17 +81,21 @@ class Study:
 
     def record(self, trial: Trial) -> RunRecord | None:
         """Record of a finished trial, else None."""
-        if trial not in self._records and self.is_done(trial):
-            has_folder = (self.path(trial) / 'result.json').is_file()
-            self._records[trial] = read_run(self.path(trial)) if has_folder else self._kept[trial.name]
+        if trial not in self._records:
+            kept = self._kept.get(trial.name)
+            if (self.path(trial) / 'result.json').is_file():
+                self._records[trial] = read_run(self.path(trial))
+            elif isinstance(kept, RunRecord):
+                self._records[trial] = kept
         return self._records.get(trial)
 
     def failure(self, trial: Trial) -> str | None:
         """Reason why a trial failed, else None."""
-        if self.is_done(trial):
+        kept = self._kept.get(trial.name)
+        if self.is_done(trial) or isinstance(kept, RunRecord):
             return None
         path = self.beside(trial, 'failed')
-        return path.read_text(encoding='utf-8').strip() if path.is_file() else self._kept.get(trial.name)
+        return path.read_text(encoding='utf-8').strip() if path.is_file() else kept
 
     def keep_results(self, trials: Iterable[Trial]) -> None:
         """Add the results of trials to the kept ones, unless they are kept already, also by another process."""

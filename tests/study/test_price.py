@@ -178,11 +178,11 @@ def test_differences_are_paired_and_have_a_95_percent_interval(study, price):
     differences = [1., 0.5, 2., 0.5, 1.]
     error = statistics.stdev(differences) / 5 ** 0.5
     expected = stats.ttest_rel(figures[row.name], figures[reference.name]).confidence_interval(0.95)
-    assert first.difference is None and first.top1.mean == pytest.approx(82)
-    assert (second.difference.mean, second.difference.error) == pytest.approx((1., error))
-    assert (second.difference.low, second.difference.high) == pytest.approx((expected.low, expected.high))
-    assert second.difference.high - 1 == pytest.approx(2.776 * error, rel=1e-3)  # the tabled quantile, 4 degrees
-    assert second.loss == pytest.approx(1 - statistics.fmean(figures[row.name]) / 100)
+    assert first.result.difference is None and first.result.top1.mean == pytest.approx(82)
+    assert (second.result.difference.mean, second.result.difference.error) == pytest.approx((1., error))
+    assert (second.result.difference.low, second.result.difference.high) == pytest.approx((expected.low, expected.high))
+    assert second.result.difference.high - 1 == pytest.approx(2.776 * error, rel=1e-3)  # the tabled quantile, 4 degrees
+    assert second.result.loss == pytest.approx(1 - statistics.fmean(figures[row.name]) / 100)
 
 
 def test_an_interval_of_one_value_or_of_equal_values_is_defined():
@@ -219,13 +219,13 @@ def test_the_table_has_costs_intervals_and_notes(study, price):
     assert (done, total) == (18 + 4, 18 + 15)
     text = (study.folder / 'price.md').read_text(encoding='utf-8')
     lines = [line for line in text.splitlines() if line.startswith('|')]
-    assert lines[2] == ('| plain, crop and flip | 0.2 | 64 | 80.50 [74.15, 86.85] |  | 2 | 86 k | 1350 | 0.1 | 0.1950 '
-                        '| 80.00 81.00 |')
+    assert lines[2] == ('| plain, crop and flip | 0.2 | 64 images | 80.50 [74.15, 86.85] |  | 2 | 86 k | 1350 | 0.1 '
+                        '| 0.1950 | 80.00 81.00 |')
     with open(study.folder / 'price.csv', newline='', encoding='utf-8') as file:
         rows = {row['name']: row for row in csv.DictReader(file)}
     assert [row.name for row in price.rows[1:2]] == ['a2aug5-v2'] and set(rows) == {'plain-none', 'a2aug5-v2'}
     assert rows['a2aug5-v2']['updates'] == str(45. * (NUM_IMAGES // 16)) and rows['a2aug5-v2']['difference'] == '1.0'
-    assert '| A²-Aug, N = 3, from epoch 45 of 60 | 0.05 | 32 | – |' in text
+    assert '| A²-Aug, N = 3, from epoch 45 of 60 | 0.05 | 32 images | – |' in text
     assert 'at most 90 views' in text and 'learning rates 0.05, 0.1, 0.2 and the batch sizes 32, 64' in text
     assert 'The chosen learning rate is the smallest or largest of its list for 2 rows: plain, crop and flip; ' in text
     assert 'With 1 differences, about 0.1' in text and f"recipe's: {', '.join(price.added_policies)}" in text
@@ -236,7 +236,7 @@ def test_the_table_has_costs_intervals_and_notes(study, price):
     assert len(kept) == 22
 
 
-def test_the_pareto_front_has_the_lines_that_no_cheaper_line_beats():
+def test_the_pareto_front_has_the_results_that_no_cheaper_result_beats():
     lines = [SimpleNamespace(top1=Interval(top1)) for top1 in (70., 69., 75., 75., 80.)]
     assert pareto_front(lines) == [lines[0], lines[2], lines[4]]
 
