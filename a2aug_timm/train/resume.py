@@ -14,7 +14,7 @@ _FIXED_BY_CHECKPOINT = (
     'a2aug_norm', 'a2aug_shared_bn', 'a2aug_independent', 'a2aug_branch_sizes', 'a2aug_ensemble',
     'a2aug_mu_lr_scale', 'a2aug_start_epoch', 'split_bn', 'holdout', 'val_split')
 # Values that belong to one invocation rather than to the run.
-_OF_INVOCATION = {'data', 'local_rank', 'resume', 'no_resume_opt', 'start_epoch', 'device'}
+_OF_INVOCATION = {'data', 'local_rank', 'resume', 'no_resume_opt', 'start_epoch', 'device', 'is_lr_computed'}
 # Weights that a run started from; a resumed run does not load them again.
 _STARTING_WEIGHTS = {'pretrained', 'pretrained_path', 'initial_checkpoint'}
 _NOT_ADOPTED = _OF_INVOCATION | _STARTING_WEIGHTS

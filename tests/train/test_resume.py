@@ -71,7 +71,7 @@ def test_a_resume_reads_a_folder_that_is_named_without_its_flag(finished, tmp_pa
     checkpoint['args']['data_dir'] = 'old'
     torch.save(checkpoint, tmp_path / 'last.pth.tar')
     for argv, data_dir in (([], 'old'), (['new'], 'new'), (['--data-dir', 'new'], 'new')):
-        args, *_ = train.parse(train_parser(), [
+        args, *_ = train.read_arguments(train_parser(), [
             *argv, '--resume', str(tmp_path / 'last.pth.tar'), '--device', 'cpu', '--output', str(tmp_path)])
         assert args.data_dir == data_dir
 
