@@ -55,7 +55,7 @@ class DigitsDataset(Dataset):
 
 
 def prefix_of(name: str) -> str:
-    """What a data set's name begins with, ``torch``, ``hfds``, …; empty where timm reads a folder or a tar file."""
+    """Prefix of a data set's name, ``torch``, ``hfds``, …; empty where timm reads a folder or a tar file."""
     return name.lower().partition('/')[0] if '/' in name else ''
 
 

@@ -65,10 +65,10 @@ class CifarNetwork(nn.Module):
             norm: nn.Module,
             channels: list[int],
             fan: Literal['fan_in', 'fan_out'],
-            num_classes: int,
-            in_chans: int,
-            global_pool: str,
-            drop_rate: float,
+            num_classes: int = 10,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            drop_rate: float = 0.,
     ):
         super().__init__()
         self.num_classes = num_classes

@@ -59,10 +59,8 @@ class PyramidNet(CifarNetwork):
             as many channels.
         shake_drop_prob: ``1 - p_L`` of ShakeDrop, the probability that the last block's residual is scaled; block l
             of L has l / L of it.
-        num_classes: See ``CifarNetwork``.
-        in_chans: See ``CifarNetwork``.
-        global_pool: See ``CifarNetwork``.
-        drop_rate: See ``CifarNetwork``.
+        in_chans: Number of input channels.
+        kwargs: Arguments of ``CifarNetwork``.
 
     Raises:
         ValueError: There is no network of this depth.
@@ -73,10 +71,8 @@ class PyramidNet(CifarNetwork):
             depth: int,
             widening: float,
             shake_drop_prob: float = 0.5,
-            num_classes: int = 10,
             in_chans: int = 3,
-            global_pool: str = 'avg',
-            drop_rate: float = 0.,
+            **kwargs: Any,
     ):
         if depth < 11 or depth % 9 != 2:
             raise ValueError(f'the depth of a PyramidNet of bottlenecks is 9n + 2, got {depth}')
@@ -95,7 +91,7 @@ class PyramidNet(CifarNetwork):
         stem = OrderedDict(conv=nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False), norm=nn.BatchNorm2d(16))
         super().__init__(
             stem=nn.Sequential(stem), stages=stages, norm=BatchNormAct2d(in_chs), channels=channels, fan='fan_out',
-            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
+            in_chans=in_chans, **kwargs)
 
 
 default_cfgs = generate_default_cfgs({

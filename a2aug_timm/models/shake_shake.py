@@ -76,10 +76,8 @@ class ShakeShakeNet(CifarNetwork):
     Args:
         depth: Number of layers, 6n + 2 for n blocks per stage.
         base_width: Number of channels of the first stage; the next two have 2 and 4 times as many.
-        num_classes: See ``CifarNetwork``.
-        in_chans: See ``CifarNetwork``.
-        global_pool: See ``CifarNetwork``.
-        drop_rate: See ``CifarNetwork``.
+        in_chans: Number of input channels.
+        kwargs: Arguments of ``CifarNetwork``.
 
     Raises:
         ValueError: There is no network of this depth or width.
@@ -89,10 +87,8 @@ class ShakeShakeNet(CifarNetwork):
             self,
             depth: int,
             base_width: int,
-            num_classes: int = 10,
             in_chans: int = 3,
-            global_pool: str = 'avg',
-            drop_rate: float = 0.,
+            **kwargs: Any,
     ):
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f'the depth of a Shake-Shake ResNet is 6n + 2, got {depth}')
@@ -108,7 +104,7 @@ class ShakeShakeNet(CifarNetwork):
         stem = OrderedDict(conv=nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False), norm=nn.BatchNorm2d(16))
         super().__init__(
             stem=nn.Sequential(stem), stages=stages, norm=nn.ReLU(), channels=channels, fan='fan_out',
-            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
+            in_chans=in_chans, **kwargs)
 
 
 default_cfgs = generate_default_cfgs({

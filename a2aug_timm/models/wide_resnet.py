@@ -49,10 +49,8 @@ class WideResNet(CifarNetwork):
     Args:
         depth: Number of layers, 6n + 4 for n blocks per stage.
         width_factor: The stages have 16, 32 and 64 times this many channels, rounded.
-        num_classes: See ``CifarNetwork``.
-        in_chans: See ``CifarNetwork``.
-        global_pool: See ``CifarNetwork``.
-        drop_rate: See ``CifarNetwork``.
+        in_chans: Number of input channels.
+        kwargs: Arguments of ``CifarNetwork``.
 
     Raises:
         ValueError: There is no network of this depth.
@@ -62,10 +60,8 @@ class WideResNet(CifarNetwork):
             self,
             depth: int,
             width_factor: float,
-            num_classes: int = 10,
             in_chans: int = 3,
-            global_pool: str = 'avg',
-            drop_rate: float = 0.,
+            **kwargs: Any,
     ):
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f'the depth of a wide ResNet is 6n + 4, got {depth}')
@@ -78,7 +74,7 @@ class WideResNet(CifarNetwork):
         super().__init__(
             stem=nn.Sequential(OrderedDict(conv=nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False))),
             stages=stages, norm=BatchNormAct2d(channels[-1]), channels=channels, fan='fan_in',
-            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
+            in_chans=in_chans, **kwargs)
 
 
 default_cfgs = generate_default_cfgs({

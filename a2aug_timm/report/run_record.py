@@ -1,4 +1,4 @@
-"""What the folder of a training run holds: arguments, metrics per epoch, result."""
+"""Contents of the folder of a training run: arguments, metrics per epoch, result."""
 import csv
 import json
 import math
