@@ -2,6 +2,7 @@
 import csv
 import json
 import math
+import sys
 
 import pytest
 import timm
@@ -16,9 +17,10 @@ import a2aug_timm.train.__main__ as train
 import a2aug_timm.validate.__main__ as validate
 from a2aug_timm import MultiBranchNorm
 from a2aug_timm.engine.checkpoint import read_checkpoint
+from a2aug_timm.engine.keeper import CheckpointKeeper
 from a2aug_timm.engine.record import require_record
 from a2aug_timm.export import load_branches
-from tests.commands import SMALL, THREE, built
+from tests.commands import SMALL, THREE, built, refused
 
 
 @pytest.fixture
@@ -180,13 +182,13 @@ def test_what_timm_makes_of_a_plain_model_is_exported_as_the_plain_model(run, ar
 
 def test_recovery_checkpoints_begin_their_epoch_again_and_end_with_it(run, tmp_path, monkeypatch):
     kept = []
-    original = train.RunFolder.save_recovery
+    save = CheckpointKeeper.save_recovery
 
-    def keep(self, state, epoch, update):
-        original(self, state, epoch, update)
-        path, = self.path.glob('recovery-*.pth.tar')
+    def save_and_keep(self, state, epoch, update):
+        save(self, state, epoch, update)
+        path, = self.folder.glob('recovery-*.pth.tar')
         kept.append((path.name, path.read_bytes()))
-    monkeypatch.setattr(train.RunFolder, 'save_recovery', keep)
+    monkeypatch.setattr(CheckpointKeeper, 'save_recovery', save_and_keep)
     folder, *_ = run(*THREE, '--recovery-interval', '2', '--epochs', '2')
     assert [name for name, _ in kept] == [f'recovery-{epoch}-{update}.pth.tar' for epoch in (0, 1) for update in (1, 3)]
     assert not list(folder.glob('recovery-*'))
@@ -220,7 +222,7 @@ def test_rows_go_to_wandb(run, monkeypatch):
         def init(**kwargs):
             sent.append(kwargs)
             return type('Run', (), {'log': staticmethod(sent.append)})
-    monkeypatch.setitem(__import__('sys').modules, 'wandb', Wandb)
+    monkeypatch.setitem(sys.modules, 'wandb', Wandb)
     monkeypatch.setattr('importlib.util.find_spec', lambda name: name)
     folder, rows, _ = run(*THREE, '--log-wandb', '--wandb-project', 'p', '--wandb-tags', 'a', 'b')
     assert sent[0]['project'] == 'p' and sent[0]['tags'] == ['a', 'b'] and sent[0]['name'] == folder.name
@@ -235,6 +237,25 @@ def test_a_naflex_model_trains_on_patches(image_folder, tmp_path):
                 'cpu', '--epochs', '1', '--lr', '0.01', '--mixup', '0.2', '--output', str(tmp_path),
                 '--experiment', 'naflex'])
     assert (tmp_path / 'naflex' / 'export' / 'model.safetensors').exists()
+
+
+@pytest.mark.parametrize('flags', [[], ['--no-prefetcher'], ['--grayscale-prob', '0.5', '--a2aug-independent-crops'],
+                                   ['--train-img-sizes', '32', '24', '-j', '1']], ids=lambda flags: ' '.join(flags[:1]))
+def test_training_with_opencv_ops_is_close_to_training_with_pillow_ops(tmp_path, image_folder, flags):
+    losses = {}
+    for backend in ('pillow', 'opencv'):
+        argv = ['--data-dir', str(image_folder), '--model', 'test_resnet', '--num-classes', '2', '--img-size', '32',
+                '-b', '8', '-j', '0', '--device', 'cpu', '--epochs', '1', '--lr', '0.001', '--a2aug-branches', '2',
+                '--output', str(tmp_path), '--experiment', backend, '--train-interpolation', 'bilinear']
+        train.main([*argv, *flags, '--a2aug-op-backend', backend])
+        losses[backend] = float((tmp_path / backend / 'summary.csv').read_text().splitlines()[1].split(',')[1])
+    assert losses['opencv'] == pytest.approx(losses['pillow'], rel=0.02) and losses['opencv'] != losses['pillow']
+
+
+def test_the_opencv_backend_names_the_package_to_install_when_it_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    argv = ['--dataset', 'sklearn/digits', '--a2aug-branches', '2', '--a2aug-op-backend', 'opencv']
+    assert 'pip install opencv-python-headless' in refused(capsys, train.main, argv)
 
 
 def test_two_ranks_repeat_images_with_draws_of_their_own(run_script, tmp_path):

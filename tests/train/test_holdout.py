@@ -1,4 +1,4 @@
-"""Runs with a holdout: choose on what is held out, report the validation split once."""
+"""Runs with a holdout choose a branch on the held-out images and report the validation split once."""
 import csv
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 import a2aug_timm.train.__main__ as train
 import a2aug_timm.validate.__main__ as validate
-from a2aug_timm.train.run import Run
+from a2aug_timm.engine.epoch import evaluate
 from tests.commands import SMALL, built
 
 
@@ -14,13 +14,12 @@ from tests.commands import SMALL, built
 def test_a_run_chooses_on_images_held_out_and_reports_the_validation_split_once(
         tmp_path, capsys, monkeypatch, branches):
     evaluated = []
-    evaluate = Run._evaluate
 
-    def spy(self, predict, mu, loader):
+    def counted(predict, mu, loader, **kwargs):
         evaluated.append(len(loader.dataset))
-        return evaluate(self, predict, mu, loader)
+        return evaluate(predict, mu, loader, **kwargs)
 
-    monkeypatch.setattr(Run, '_evaluate', spy)
+    monkeypatch.setattr('a2aug_timm.train.run.evaluate', counted)
     argv = [*SMALL, '--epochs', '2', '--a2aug-branches', branches, '--holdout', '100', '--train-subset', '600']
     train.main([*argv, '--output', str(tmp_path), '--experiment', 'run'])
     data = built([*argv, '--output', tmp_path / 'again']).data
