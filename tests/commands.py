@@ -1,4 +1,4 @@
-"""Command lines of the tests: short runs, what they leave behind, and how they are refused."""
+"""Command lines of the tests: short runs, their summaries, and the sentences that refuse them."""
 import csv
 from types import SimpleNamespace
 
@@ -18,13 +18,18 @@ SMALL = ['--dataset', 'sklearn/digits', '--model', 'test_resnet', '--num-classes
 THREE = ['--a2aug-branches', '3']
 
 
+def command_id(value):
+    """Name of a test's parameter: the text of a command line; pytest's default for other values."""
+    return ' '.join(value)[:50] if isinstance(value, list) else None
+
+
 def run_train(tmp_path, *argv, epochs=1):
     train.main([*SMALL, '--epochs', str(epochs), '--output', str(tmp_path), '--experiment', 'run', *argv])
     return tmp_path / 'run'
 
 
 def rows_of(run):
-    """Rows of the summary, but for the seconds, which no two runs share."""
+    """Rows of the summary without the seconds, which differ between equal runs."""
     with open(run / 'summary.csv', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
     assert all(float(row.pop('train_seconds')) > 0 for row in rows)
@@ -32,7 +37,7 @@ def rows_of(run):
 
 
 def refused(capsys, main, argv):
-    """The sentence that a command line is refused with."""
+    """Error message of a command line that is refused with one sentence and exit code 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_info:
         main(list(map(str, argv)))

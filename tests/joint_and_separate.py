@@ -1,4 +1,4 @@
-"""The reference of joint training: N plain models apart from each other, compared with one network of N branches."""
+"""Reference of joint training: N separate plain models, compared with one network of N branches."""
 import copy
 import re
 from collections.abc import Callable, Iterator
@@ -25,11 +25,11 @@ def create(arch: str, **kwargs) -> nn.Module:
             if is_rate and isinstance(value, float):
                 setattr(module, name, 0.)
         if isinstance(module, _BatchNorm):
-            # One step's statistics are almost those of its batch then, without which deep networks overflow in eval.
+            # Statistics close to those of the batch; others let deep networks overflow in eval.
             module.momentum = 0.9
     with torch.no_grad():
         for parameter in model.parameters():
-            # Last norms of blocks start at 0 and layer scales near it, which hides the layers before them.
+            # Last norms of blocks start at 0 and layer scales near 0, so the layers before them would have no effect.
             if not parameter.is_meta and parameter.numel() and parameter.abs().max() < 0.01:
                 parameter.normal_(std=0.2)
     return model
@@ -73,7 +73,7 @@ def joint_keys(joint: nn.Module) -> Callable[[str, int], str]:
 
 
 def tensors(outputs: object) -> Iterator[torch.Tensor]:
-    """All tensors of a model's outputs, which may be a feature map, logits, or several in a tuple, list or dict."""
+    """All tensors of a model's outputs: a tensor, or tensors in a tuple, list or dict."""
     if isinstance(outputs, torch.Tensor):
         yield outputs
     elif isinstance(outputs, (tuple, list, dict)):
@@ -97,7 +97,7 @@ def differences(
     """Largest relative differences of one joint training step to N separate ones.
 
     Args:
-        separate: What ``separate_models`` gave.
+        separate: Result of ``separate_models``.
         joint: The model with branches; gets its gradients.
         images: View-major batch.
         objective: Scalar of the joint batch's outputs.
@@ -135,7 +135,7 @@ def differences(
 
 def relative(own: torch.Tensor, other: torch.Tensor, floor: float = 1e-12) -> float:
     assert own.shape == other.shape, f'{own.shape} is not {other.shape}'
-    if torch.equal(own, other):  # also infinite, as some networks' limits are
+    if torch.equal(own, other):  # covers infinite values, which some networks have
         return 0.
     own, other = own.detach().double(), other.detach().double()
     difference = (own - other).abs().max() / other.abs().max().clamp(min=floor)

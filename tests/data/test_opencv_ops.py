@@ -10,7 +10,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import auto_augment
 
-import a2aug_timm.train.__main__ as train
 from a2aug_timm import MultiPolicyRandAugment
 from a2aug_timm.data.policies import create_policy, opencv_ops
 from a2aug_timm.data.policies.opencv_ops import OpenCVPolicy, array_to_tensor
@@ -121,23 +120,3 @@ def test_views_of_an_image_share_nothing_that_one_could_write_to():
     assert np.array_equal(views[0], before) and np.array_equal(np.asarray(PHOTOS[0]), before)
     assert torch.equal(array_to_tensor(views[0]), torch.from_numpy(before).permute(2, 0, 1))
     assert cv2.getNumThreads() == 1
-
-
-@pytest.mark.parametrize('flags', [[], ['--no-prefetcher'], ['--grayscale-prob', '0.5', '--a2aug-independent-crops'],
-                                   ['--train-img-sizes', '32', '24', '-j', '1']], ids=lambda flags: ' '.join(flags[:1]))
-def test_a_run_with_opencv_is_near_one_with_pillow(tmp_path, image_folder, flags):
-    losses = {}
-    for backend in ('pillow', 'opencv'):
-        argv = ['--data-dir', str(image_folder), '--model', 'test_resnet', '--num-classes', '2', '--img-size', '32',
-                '-b', '8', '-j', '0', '--device', 'cpu', '--epochs', '1', '--lr', '0.001', '--a2aug-branches', '2',
-                '--output', str(tmp_path), '--experiment', backend, '--train-interpolation', 'bilinear']
-        train.main([*argv, *flags, '--a2aug-op-backend', backend])
-        losses[backend] = float((tmp_path / backend / 'summary.csv').read_text().splitlines()[1].split(',')[1])
-    assert losses['opencv'] == pytest.approx(losses['pillow'], rel=0.02) and losses['opencv'] != losses['pillow']
-
-
-def test_without_opencv_the_flag_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    with pytest.raises(SystemExit):
-        train.main(['--dataset', 'sklearn/digits', '--a2aug-branches', '2', '--a2aug-op-backend', 'opencv'])
-    assert 'pip install opencv-python-headless' in capsys.readouterr().err

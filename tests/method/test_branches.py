@@ -1,4 +1,4 @@
-"""Branches: joint training equals separate plain models, and what comes out is what timm built."""
+"""Branches: joint training equals separate plain models, and an extracted branch is what timm builds."""
 import copy
 
 import pytest
@@ -70,7 +70,7 @@ def joint_model(plain, separate):
 
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize('build', [conv_net, sequence_net, momentless_net])
-def test_joint_forward_is_n_separate_forwards_with_their_statistics_and_gradients(build, channels_last):
+def test_a_joint_forward_pass_equals_n_separate_ones_with_their_statistics_and_gradients(build, channels_last):
     images = torch.randn(N * B, 3, 9, 9, dtype=torch.float64)
     plain = build().double()
     plain(images)
@@ -104,7 +104,7 @@ def test_joint_forward_is_n_separate_forwards_with_their_statistics_and_gradient
 
 
 @pytest.mark.parametrize('build', [conv_net, sequence_net])
-def test_a_selected_branch_is_its_plain_model_in_eval_and_in_training(build):
+def test_a_selected_branch_equals_its_plain_model_in_eval_and_in_training(build):
     images = torch.randn(B, 3, 9, 9)
     plain = build()
     separate = separate_models(plain)
@@ -122,7 +122,7 @@ def test_a_selected_branch_is_its_plain_model_in_eval_and_in_training(build):
     assert moved and all('.branches.1.' in name for name in moved)
 
 
-def test_networks_that_share_nothing_are_as_many_plain_models():
+def test_separate_networks_equal_as_many_plain_models():
     torch.manual_seed(0)
     separate = [timm.create_model('test_resnet', num_classes=3) for _ in range(N)]
     images, weights = torch.randn(N * B, 3, 32, 32), torch.randn(N * B, 3)
@@ -146,7 +146,7 @@ def test_networks_that_share_nothing_are_as_many_plain_models():
 
 
 @pytest.mark.parametrize('own', ['nothing', 'bn', 'norms', 'network'])
-def test_branches_of_different_sizes_are_plain_models_on_resized_views(own):
+def test_branches_of_different_sizes_equal_plain_models_on_resized_views(own):
     model = create_branches(lambda: timm.create_model('test_resnet', num_classes=3), N, own)
     sizes = [32, 24, 20][:N]
     images = torch.randn(N * B, 3, 32, 32)
@@ -156,7 +156,7 @@ def test_branches_of_different_sizes_are_plain_models_on_resized_views(own):
     expected = torch.cat([one.train()(view) for one, view in zip(plain, views, strict=True)])
     torch.testing.assert_close(joint_logits(model.train(), images, N, sizes), expected)
     logits = branch_logits(model.eval(), images[:B], sizes)
-    if own == 'nothing':  # one network for all sizes is judged on the images as they are
+    if own == 'nothing':  # a shared network is evaluated on images of their own size
         torch.testing.assert_close(logits, model(images[:B]).unsqueeze(0))
         return
     for branch, size in enumerate(sizes):
@@ -178,7 +178,7 @@ def test_timm_models_train_jointly_and_extract_as_timm_built_them(name, size):
     assert all(parameter.grad is not None for parameter in model.parameters())
     before = copy.deepcopy(model.state_dict())
     with select_branch(model.eval(), 1):
-        expected = model(torch.ones(1, 3, size, size))  # with a graph, which some models cache
+        expected = model(torch.ones(1, 3, size, size))  # with a graph, since some models cache tensors of it
 
     extracted = extract_branch(model, 1)
     assert torch.equal(extracted(torch.ones(1, 3, size, size)), expected)
@@ -191,7 +191,7 @@ def test_timm_models_train_jointly_and_extract_as_timm_built_them(name, size):
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-def test_all_branches_start_as_the_original_layer_with_its_mode():
+def test_all_branches_start_as_copies_of_the_original_layer_in_its_mode():
     norm = BatchNormAct2d(4, eps=0.1, act_layer=nn.SiLU).eval()
     norm.running_mean.fill_(3.)
     layer = MultiBranchBN(norm, 2)
@@ -204,7 +204,7 @@ def test_all_branches_start_as_the_original_layer_with_its_mode():
 @pytest.mark.parametrize('norm', [
     BatchNormAct2d(6, act_layer=nn.PReLU), BatchNormAct2d(6, act_layer=nn.SiLU), nn.BatchNorm2d(6, affine=False),
     nn.BatchNorm2d(6, eps=1e-2, momentum=None)], ids=['prelu', 'silu', 'not affine', 'cumulative'])
-def test_a_layer_is_its_branches_apart_to_the_second_derivative(norm):
+def test_a_layer_equals_its_separate_branches_up_to_the_second_derivative(norm):
     layer = MultiBranchBN(norm.double(), N)
     for branch in layer.branches:
         for parameter in branch.parameters():
@@ -240,7 +240,7 @@ def test_a_frozen_branch_keeps_its_statistics():
     assert layer.branches[1].weight.grad is None and layer.branches[0].weight.grad is not None
 
 
-def test_eval_without_a_branch_and_a_batch_that_does_not_divide_raise():
+def test_eval_without_a_branch_and_an_indivisible_batch_raise_errors():
     layer = MultiBranchBN(nn.BatchNorm2d(4), 3)
     with pytest.raises(ValueError, match='4 rows'):
         layer(torch.randn(4, 4, 2, 2))
@@ -250,7 +250,7 @@ def test_eval_without_a_branch_and_a_batch_that_does_not_divide_raise():
         MultiBranchBN(nn.BatchNorm2d(4), 1)
 
 
-def test_select_branch_restores_what_was_there_also_after_an_error():
+def test_select_branch_restores_the_previous_branch_even_after_an_error():
     model = convert_multi_branch_bn(conv_net(), N)
     layer = next(module for module in model.modules() if isinstance(module, MultiBranchBN))
     select_branch(model, 2)
@@ -271,7 +271,7 @@ def test_select_branch_restores_what_was_there_also_after_an_error():
         extract_branch(conv_net(), 0)
 
 
-def test_conversion_takes_batch_norms_alone_and_names_what_it_found_instead():
+def test_conversion_replaces_only_batch_norms_and_names_the_norms_that_it_found_instead():
     model = nn.Sequential(nn.InstanceNorm2d(3), nn.SyncBatchNorm(3), nn.GroupNorm(1, 3))
     assert convert_multi_branch_bn(model, 2) is model
     assert [type(module).__name__ for module in model] == ['InstanceNorm2d', 'MultiBranchBN', 'GroupNorm']
@@ -291,7 +291,7 @@ def test_a_layer_that_is_used_twice_stays_one_layer():
     assert extracted['a'] is extracted['b'] is extracted['c'][0] and type(extracted['a']) is nn.BatchNorm2d
 
 
-def test_synchronized_branches_extract_as_the_batch_norm_they_were():
+def test_synchronized_branches_extract_as_plain_batch_norms():
     plain = conv_net().double().eval()
     plain[1].weight.requires_grad_(False)
     model = convert_sync_batchnorm(convert_multi_branch_bn(copy.deepcopy(plain), 2))
@@ -304,7 +304,7 @@ def test_synchronized_branches_extract_as_the_batch_norm_they_were():
 
 
 @pytest.mark.parametrize('kind', [BatchNormAct2d, nn.BatchNorm2d])
-def test_synchronized_branches_can_be_computed_again(kind):  # which without a process group are plain batch norms
+def test_synchronized_branches_can_be_recomputed(kind):  # without a process group they compute plain batch norms
     layer = convert_sync_batchnorm(MultiBranchBN(kind(6), 2))
     assert isinstance(layer.branches[0], nn.SyncBatchNorm)
     x = torch.randn(8, 6, 4, 4, requires_grad=True)
@@ -314,7 +314,7 @@ def test_synchronized_branches_can_be_computed_again(kind):  # which without a p
 
 
 @pytest.mark.parametrize('use_reentrant', [False, True])
-def test_gradient_checkpointing_changes_no_gradient_and_moves_statistics_once(use_reentrant):
+def test_gradient_checkpointing_changes_no_gradient_and_updates_statistics_once(use_reentrant):
     plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, momentum=None), BatchNormAct2d(6))
     model = convert_multi_branch_bn(plain, N)
     checkpointed = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""Task: μ in optimizer, EMA, clipping and checkpoints; two ranks agree on it."""
+"""Task: μ in optimizers, EMA, clipping and checkpoints, compilation, sequential branches, two ranks."""
 import copy
 import re
 import weakref
@@ -49,7 +49,7 @@ def test_a_task_returns_the_losses_of_its_logits_and_the_logits():
         assert torch.equal(result[name], value)
 
 
-def test_mu_has_no_weight_decay_and_counts_as_head_where_clipping_leaves_the_head_out():
+def test_mu_has_no_weight_decay_and_belongs_to_the_head_in_gradient_clipping():
     task = build()
     optimizer = create_optimizer_v2(task.get_trainable_module(), opt='sgd', lr=0.1, weight_decay=0.5)
     mu = task.trainable_module.loss.mu_logits
@@ -115,7 +115,7 @@ def test_two_ranks_train_to_the_same_mu_by_the_mean_of_their_gradients(tmp_path)
     assert abs(results[0][0][0] - 0.5) > 1e-3
 
 
-def test_a_compiled_task_is_one_graph_with_the_loss_and_compiles_once_a_branch_for_eval():
+def test_a_compiled_task_has_one_graph_for_training_and_one_per_branch_for_eval():
     torch._dynamo.reset()
     eager = build()
     task = build()
@@ -140,8 +140,8 @@ def test_a_compiled_task_is_one_graph_with_the_loss_and_compiles_once_a_branch_f
     assert count.frame_count == 1 + N
 
 
-def test_a_compiled_model_may_answer_in_the_same_memory_each_time_and_has_any_number_of_branches():
-    """As CUDA graphs do; dynamo stops compiling a function anew after eight times."""
+def test_compiled_branches_may_reuse_the_memory_of_their_outputs_and_be_more_than_eight():
+    """CUDA graphs reuse the memory of their outputs; dynamo recompiles a function at most eight times."""
     memory = {}
 
     def overwriting(graph, _):
@@ -151,20 +151,21 @@ def test_a_compiled_model_may_answer_in_the_same_memory_each_time_and_has_any_nu
         return call
 
     torch._dynamo.reset()
-    model = convert_multi_branch_bn(timm.create_model('test_resnet', num_classes=3, in_chans=1), 10)
+    model = convert_multi_branch_bn(nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), 10)
     for i, parameter in enumerate(model.parameters()):
         nn.init.normal_(parameter, std=0.1 + i / 1000)
     task = A2AugTask(model, nn.CrossEntropyLoss(), 10, verbose=False)
     count = CompileCounterWithBackend(overwriting)
     task.compile(backend=count)
     with torch.inference_mode():
-        images = torch.randn(4, 1, 32, 32)
+        images = torch.randn(4, 1, 8, 8)
         torch.testing.assert_close(
             branch_logits(task.get_eval_model().eval(), images), branch_logits(model.eval(), images))
     assert count.frame_count == 10
 
 
-def test_views_of_different_sizes_are_compiled_to_one_graph_too():
+def test_views_of_different_sizes_are_compiled_to_one_graph():
     torch._dynamo.reset()
     count = CompileCounterWithBackend('eager')
     model = convert_multi_branch_bn(timm.create_model('test_resnet', num_classes=3, in_chans=1), N)
@@ -181,7 +182,7 @@ def test_views_of_different_sizes_are_compiled_to_one_graph_too():
 @pytest.mark.parametrize('own', ['bn', 'norms', 'network'])
 @pytest.mark.parametrize('sizes, grad_checkpointing, is_sequential', [
     (None, False, True), (None, True, True), ([32, 24], True, True), ([32, 24], True, False)])
-def test_one_branch_after_the_other_gives_the_gradients_and_statistics_of_the_joint_step(
+def test_sequential_branches_give_the_gradients_and_statistics_of_the_joint_step(
         own, sizes, grad_checkpointing, is_sequential):
     torch.manual_seed(0)
     model = create_branches(lambda: timm.create_model('test_resnet', num_classes=3, in_chans=1), N, own).double()
@@ -202,15 +203,15 @@ def test_one_branch_after_the_other_gives_the_gradients_and_statistics_of_the_jo
     for name, parameter in joint.named_parameters():
         torch.testing.assert_close(sequential.get_parameter(name).grad, parameter.grad)
     if own == 'network' and grad_checkpointing:
-        return  # which timm's own networks move twice
+        return  # timm's own networks update their statistics twice
     torch.testing.assert_close(sequential.state_dict(), joint.state_dict())
 
 
-def test_one_branch_after_the_other_draws_dropout_again_as_it_was():
+def test_sequential_branches_repeat_the_dropout_of_their_first_pass():
     model = convert_multi_branch_bn(timm.create_model('test_resnet', num_classes=3, in_chans=1, drop_rate=0.5), N)
     images, target = torch.randn(N * B, 1, 32, 32), torch.randint(3, (B,))
     grads = []
-    for sequential in (False, True):  # sizes run branch by branch too, and keep what they have drawn
+    for sequential in (False, True):  # with sizes, branches run one by one in both cases
         task = A2AugTask(copy.deepcopy(model), nn.CrossEntropyLoss(), N, branch_sizes=[32] * N, sequential=sequential,
                          verbose=False)
         torch.manual_seed(1)
@@ -219,7 +220,7 @@ def test_one_branch_after_the_other_draws_dropout_again_as_it_was():
     torch.testing.assert_close(grads[1], grads[0])
 
 
-def test_one_branch_after_the_other_keeps_the_activations_of_one():
+def test_sequential_branches_keep_the_activations_of_one_branch_at_a_time():
     held, alive = [], []
 
     class Counting(nn.Module):
@@ -234,11 +235,12 @@ def test_one_branch_after_the_other_keeps_the_activations_of_one():
         nn.Linear(4, 3))
     task = A2AugTask(convert_multi_branch_bn(model, N), nn.CrossEntropyLoss(), N, sequential=True, verbose=False)
     task(*batch())['loss'].backward()
-    # Each branch found those of the others gone, forward and backward, for which the last one's were still there.
+    # No activation of another branch is alive in the forward passes or in those repeated for the backward passes; the
+    # last branch needs no repetition.
     assert alive == [0] * (2 * N - 1)
 
 
-def test_networks_that_share_nothing_have_heads_layers_and_undecayed_parameters_each():
+def test_separate_networks_keep_their_heads_layers_and_parameters_without_decay():
     networks = [timm.create_model('test_vit', num_classes=3, in_chans=1, img_size=32) for _ in range(N)]
     task = A2AugTask(MultiBranchNetwork(networks), nn.CrossEntropyLoss(), N, verbose=False)
     rest = {id(p) for p in task.get_clip_parameters()} - {id(p) for p in task.get_clip_parameters(exclude_head=True)}
@@ -302,9 +304,9 @@ NEEDS_A_GPU = ('bnb', 'fused')
 
 @pytest.mark.filterwarnings('ignore:Using backward.. with create_graph', 'ignore:It is highly recommended')
 @pytest.mark.parametrize('name', [name for name in list_optimizers() if not name.startswith(NEEDS_A_GPU)])
-def test_every_optimizer_of_timm_moves_the_network_all_branches_and_mu(name):
+def test_every_optimizer_of_timm_updates_the_network_all_branches_and_mu(name):
     task = build()
-    task.get_eval_model()[0].bias = None  # the batch norm after it takes its gradient away
+    task.get_eval_model()[0].bias = None  # the batch norm after it makes its gradient zero
     optimizer = create_optimizer_v2(task.get_trainable_module(), name, lr=0.01, weight_decay=0.1)
     step = OptimizerStep(task, optimizer)
     before = [parameter.detach().clone() for parameter in task.parameters()]

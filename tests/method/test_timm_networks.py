@@ -1,4 +1,4 @@
-"""Every kind of network in timm: one joint step equals N separate ones, and a branch comes out as timm built it."""
+"""All kinds of networks in timm: a joint step equals N separate ones, and a branch is exported as timm builds it."""
 import copy
 import tempfile
 
@@ -85,7 +85,7 @@ BATCH_NORM = {
     'xception41p': (64, {}),
     'xcit_nano_12_p8_224': (64, {'img_size': 64}),
 }
-# Likewise of those that have another norm and no batch norm; CSATv2, which mixes a batch's images, is refused.
+# The same for files whose networks have other norms and no batch norm, without CSATv2, which is refused.
 OTHER_NORMS = {
     'beit_base_patch16_224': (64, {'img_size': 64, 'depth': 2}),
     'regnetz_b16_evos': (32, {}),
@@ -137,7 +137,7 @@ OTHER_NORMS = {
 # Networks of a kind of which timm has no small one.
 SLOW = {'halonet_h1', 'inception_resnet_v2', 'inception_v4', 'nasnetalarge', 'pnasnet5large',
         'deepseek_vit_412m', 'gemma4_vit_167m_enc', 'mobilenetv5_base'}
-# timm fetches the backbone of these from the hub for any `pretrained=True`, also with a file of weights for all of it.
+# With `pretrained=True`, timm downloads the backbone of these from the hub, even if a file has all the weights.
 BACKBONE_FROM_HUB = {'vit_small_resnet50d_s16_224'}
 
 
@@ -147,12 +147,12 @@ def archs(table):
 
 
 @pytest.mark.parametrize('arch, size, kwargs', archs(BATCH_NORM))
-def test_a_step_with_branches_of_batch_norm_is_n_separate_steps_and_a_branch_exports(arch, size, kwargs):
+def test_a_step_with_branches_of_batch_norm_equals_n_separate_steps_and_a_branch_exports(arch, size, kwargs):
     check(arch, size, kwargs, convert_multi_branch_bn)
 
 
 @pytest.mark.parametrize('arch, size, kwargs', archs(OTHER_NORMS))
-def test_a_step_with_branches_of_other_norms_is_n_separate_steps_and_a_branch_exports(arch, size, kwargs):
+def test_a_step_with_branches_of_other_norms_equals_n_separate_steps_and_a_branch_exports(arch, size, kwargs):
     check(arch, size, kwargs, convert_multi_branch_norm)
 
 
@@ -220,7 +220,7 @@ def check_export(arch, kwargs, plain, joint, images):
     ('test_convnext', 64, convert_multi_branch_norm, MultiBranchNorm),
     ('test_vit', 160, convert_multi_branch_norm, MultiBranchNorm),
 ])
-def test_a_backbone_that_gives_feature_maps_trains_jointly(arch, size, convert, layer):
+def test_a_backbone_of_feature_maps_trains_jointly(arch, size, convert, layer):
     plain = create(arch, features_only=True).double()
     joint = convert(copy.deepcopy(plain), N)
     assert any(type(module) is layer for module in joint.modules())
@@ -230,8 +230,8 @@ def test_a_backbone_that_gives_feature_maps_trains_jointly(arch, size, convert, 
     assert found['outputs'] < 1e-9 and found['statistics'] < 1e-9 and found['gradients'] < 1e-5, found
 
 
-def test_fbnet_comes_out_of_an_export_with_the_epsilon_that_it_was_trained_with():
-    # The one architecture of which `pretrained=True` makes another network.
+def test_an_export_of_fbnet_keeps_the_epsilon_of_its_norms():
+    # The only architecture that `pretrained=True` changes.
     check('fbnetc_100', 64, {}, convert_multi_branch_bn)
 
 

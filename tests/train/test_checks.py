@@ -1,4 +1,4 @@
-"""Decisions that follow from the flags of a training run, and flags that are refused or warned of."""
+"""Decisions, refusals and warnings that follow from the flags of a training run."""
 import copy
 
 import pytest
@@ -7,7 +7,7 @@ from a2aug_timm import sample_policies
 from a2aug_timm.train.arguments import train_parser
 from a2aug_timm.train.checks import check_train
 from a2aug_timm.train.resolve import resolve
-from tests.commands import checked
+from tests.commands import checked, command_id
 
 
 @pytest.mark.parametrize('argv, words', [
@@ -24,7 +24,7 @@ from tests.commands import checked
     (['--kd-model-name', 'resnet51'], "timm has no model 'resnet51'"),
     (['--dataset', 'wds/x', '--train-img-sizes', '32'], 'needs images in any order'),
     (['--aug-splits', '2', '--jsd-loss', '--mixup', '1'], 'takes class indices'),
-    (['--aug-splits', '2', '--mixup', '1'], 'needs --no-prefetcher')], ids=lambda value: ' '.join(value)[:40])
+    (['--aug-splits', '2', '--mixup', '1'], 'needs --no-prefetcher')], ids=command_id)
 def test_contradicting_flags_are_refused(argv, words):
     with pytest.raises(ValueError, match=words):
         checked(['--data-dir', '.', *argv])
@@ -43,8 +43,8 @@ def test_contradicting_flags_are_refused(argv, words):
     (['--crop-padding', '2'], 'no effect without --train-crop-mode pad'),
     (['--train-crop-mode', 'pad', '--scale', '0.5', '1'], '--scale has no effect with --train-crop-mode pad'),
     (['--epoch-repeats', '2'], '--epoch-repeats has no effect on a folder; it is for hfids/, tfds/, wds/')],
-    ids=lambda value: ' '.join(value)[:40])
-def test_a_flag_without_effect_is_warned_of_on_the_first_rank(argv, words, caplog, monkeypatch):
+    ids=command_id)
+def test_a_flag_without_effect_gives_a_warning_on_the_first_rank_only(argv, words, caplog, monkeypatch):
     checked(['--data-dir', '.', *argv])
     assert [words in record.message for record in caplog.records] == [True]
     caplog.clear()
@@ -65,30 +65,30 @@ def test_checks_change_no_argument():
         assert vars(resolved) == before
 
 
-def test_wandb_is_asked_for_by_name_where_it_is_missing(monkeypatch):
+def test_a_missing_wandb_is_refused_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(ValueError, match='pip install wandb'):
         checked(['--data-dir', '.', '--log-wandb'])
 
 
-def test_a_published_space_is_what_policies_are_sampled_from():
+def test_policies_are_sampled_from_the_published_space_of_the_flag():
     args = checked(['--data-dir', '.', '--a2aug-branches', '4', '--a2aug-space', 'cifar10', '--seed', '3'])
     assert args.a2aug_policies == sample_policies(4, 3, [3], [4, 5, 7, 9, 11])
     assert args.a2aug_num_layers == [3] and args.a2aug_magnitudes == [4, 5, 7, 9, 11]
 
 
-def test_schedules_that_end_with_a_decay_have_timms_length_of_it_unless_it_is_given():
+def test_the_default_length_of_a_decay_is_timms():
     for argv, epochs in (([], 90), (['--sched', 'wsd'], 0.2), (['--sched', 'rsqrt', '--decay-epochs', '90'], 90),
                          (['--sched', 'constant'], 90)):
         assert checked(['--data-dir', '.', *argv]).decay_epochs == epochs
 
 
 @pytest.mark.parametrize('name', ['WORLD_SIZE', 'SLURM_NTASKS'])
-def test_repeated_augmentation_is_for_the_processes_of_either_launcher(monkeypatch, name):
+def test_repeated_augmentation_is_accepted_with_both_launchers(monkeypatch, name):
     monkeypatch.setenv(name, '2')
     assert checked(['--data-dir', '.', '--aug-repeats', '3']).aug_repeats == 3
 
 
-def test_the_old_name_of_drop_path_means_drop_path():
+def test_drop_connect_sets_drop_path():
     args = checked(['--data-dir', '.', '--drop-connect', '0.1'])
     assert args.drop_path == 0.1 and args.drop_connect is None

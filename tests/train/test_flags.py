@@ -1,7 +1,8 @@
-"""train.py's flags at work: each one seen in what a short run leaves behind."""
+"""Flags of train.py: their effects on short runs and on the objects that are built."""
 import csv
 import json
 import math
+import sys
 
 import pytest
 import timm
@@ -16,9 +17,10 @@ import a2aug_timm.train.__main__ as train
 import a2aug_timm.validate.__main__ as validate
 from a2aug_timm import MultiBranchNorm
 from a2aug_timm.engine.checkpoint import read_checkpoint
+from a2aug_timm.engine.keeper import CheckpointKeeper
 from a2aug_timm.engine.record import require_record
 from a2aug_timm.export import load_branches
-from tests.commands import SMALL, THREE, built
+from tests.commands import SMALL, THREE, built, refused
 
 
 @pytest.fixture
@@ -29,14 +31,14 @@ def run(tmp_path):
         with open(tmp_path / name / 'summary.csv', encoding='utf-8') as file:
             rows = list(csv.DictReader(file))
         assert all(math.isfinite(float(row['train_loss'])) for row in rows)
-        assert all(float(row.pop('train_seconds')) > 0 for row in rows)  # no two runs share the seconds
+        assert all(float(row.pop('train_seconds')) > 0 for row in rows)  # they differ between equal runs
         assert (tmp_path / name / 'export' / 'model.safetensors').exists()
         return tmp_path / name, rows, read_checkpoint(tmp_path / name / 'last.pth.tar')
     return go
 
 
 def built_small(tmp_path, *argv):
-    """The objects of a short run."""
+    """Objects of a short run, see ``built``."""
     return built([*SMALL, '--epochs', '1', '--output', tmp_path, *argv])
 
 
@@ -47,7 +49,7 @@ def teacher(tmp_path):
     return f'local-dir:{tmp_path}/teacher'
 
 
-def test_every_norm_can_have_branches_and_the_checkpoint_knows_it(run):
+def test_all_norms_can_have_branches_and_load_from_the_checkpoint(run):
     folder, _, checkpoint = run(
         *THREE, '--model', 'test_vit', '--img-size', '32', '--a2aug-norm', 'all', '--opt', 'adamw')
     model = load_branches(checkpoint, 'last')
@@ -57,7 +59,7 @@ def test_every_norm_can_have_branches_and_the_checkpoint_knows_it(run):
     assert type(plain.norm) is not MultiBranchNorm
 
 
-def test_branches_of_different_sizes_are_judged_and_exported_at_them(run, tmp_path):
+def test_branches_of_different_sizes_are_evaluated_and_exported_at_their_sizes(run, tmp_path):
     folder, rows, checkpoint = run(
         *THREE, '--a2aug-branch-sizes', '32', '24', '16', '--a2aug-policies', 'none', 'none', 'v0')
     best = require_record(checkpoint, 'last').best_branch
@@ -77,14 +79,14 @@ def test_branches_of_different_sizes_are_judged_and_exported_at_them(run, tmp_pa
         validate.main([*source, '--img-size', '64'])
 
 
-def test_separate_networks_take_the_arguments_that_one_takes(run):
+def test_separate_networks_are_built_with_the_arguments_of_the_model(run):
     *_, checkpoint = run(*THREE, '--model', 'test_vit', '--img-size', '64', '--model-kwargs', 'img_size=64',
                               '--a2aug-independent', '--input-size', '1', '64', '64')
     record = require_record(checkpoint, 'last')
     assert record.own == 'network' and record.data_config['input_size'] == (1, 64, 64)
 
 
-def test_plain_training_takes_the_policies_that_timm_lacks(tmp_path):
+def test_plain_training_accepts_policies_that_timm_lacks(tmp_path):
     for policy, kind in (('rand-m9-n2-tpublished', RandAugment), ('autoaugment_svhn', AutoAugment)):
         data = built_small(tmp_path, '--aa', policy, '--cutout', '4', '--train-crop-mode', 'pad').data
         assert len(next(iter(data.train))[0]) == 256
@@ -103,7 +105,7 @@ def test_binary_cross_entropy_is_the_loss_of_every_branch(tmp_path):
     torch.testing.assert_close(criterion(logits, target), expected)
 
 
-def test_half_precision_weights_leave_the_loss_and_mu_in_float32(run):
+def test_the_loss_and_mu_stay_in_float32_with_half_precision_weights(run):
     *_, checkpoint = run(
         *THREE, '--model-dtype', 'bfloat16', '--grad-checkpointing', '--no-prefetcher', '--channels-last')
     weights = checkpoint['state_dict']
@@ -113,7 +115,7 @@ def test_half_precision_weights_leave_the_loss_and_mu_in_float32(run):
 
 
 @pytest.mark.parametrize('argv', [THREE, [], ['--kd-distill-type', 'feature']], ids=' '.join)
-def test_an_external_teacher_is_added_to_the_loss(run, teacher, tmp_path, argv):
+def test_the_loss_of_an_external_teacher_is_added(run, teacher, tmp_path, argv):
     argv = ['--kd-model-name', teacher, '--task-loss-weight', '0.3', '--kd-temperature', '2', *argv]
     _, rows, _ = run(*argv)
     names = ['train_kd_0', 'train_kd_2'] if '--a2aug-branches' in argv else ['train_kd_loss', 'train_task_loss']
@@ -129,7 +131,7 @@ def test_an_external_teacher_is_added_to_the_loss(run, teacher, tmp_path, argv):
         task.teacher.normalize_input(student, task.student_mean, task.student_std), expected)
 
 
-def test_a_batch_can_have_one_of_several_sizes_and_its_gradient_the_weight_of_its_images(run, tmp_path):
+def test_batches_of_several_image_sizes_are_weighted_by_their_number_of_images(run, tmp_path):
     argv = [
         *THREE, '--train-img-sizes', '32', '48', '--train-batch-sizes', '256', '128', '--reprob', '0.5', '--resplit',
         '--variable-batch-loss-scale', 'sqrt', '--lr', '0', '--lr-base', '0.1']
@@ -147,19 +149,19 @@ def test_a_batch_can_have_one_of_several_sizes_and_its_gradient_the_weight_of_it
 
 @pytest.mark.parametrize('prefetcher', [[], ['--no-prefetcher']], ids=['prefetcher', 'none'])
 @pytest.mark.parametrize('branches', [THREE, []], ids=['three', 'one'])
-def test_images_are_padded_and_cropped_and_lose_a_square_after_the_policy(tmp_path, branches, prefetcher):
+def test_images_are_padded_and_cropped_before_the_policy_and_cut_out_after_it(tmp_path, branches, prefetcher):
     loader = built_small(tmp_path, *branches, *prefetcher, '--train-crop-mode', 'pad', '--crop-padding', '3',
                          '--cutout', '8').data.train
     transform = loader.dataset.transform
     crop = (transform.stages[0] if branches else transform).transforms[0].transforms[1]
     assert (crop.padding, tuple(crop.size)) == (3, (32, 32))
     images, _ = next(iter(loader))
-    hidden = (images == 0).flatten(1).sum(1)  # no grey value is the mean itself
+    hidden = (images == 0).flatten(1).sum(1)  # no gray value equals the mean
     assert hidden.max() == 64 and (hidden >= 16).all() and len(hidden.unique()) > 4
 
 
-def test_a_compiled_run_is_the_same_run(run):
-    argv = [*THREE, '--model-ema', '--model-ema-decay', '0.5', '--mixup', '0.2']
+def test_a_compiled_run_gives_the_weights_of_an_eager_run(run):
+    argv = [*THREE, '--train-subset', '600', '--model-ema', '--model-ema-decay', '0.5', '--mixup', '0.2']
     _, eager, checkpoint = run(*argv)
     _, compiled, other = run(*argv, '--torchcompile', 'eager', name='compiled')
     assert eager == compiled
@@ -170,7 +172,7 @@ def test_a_compiled_run_is_the_same_run(run):
 @pytest.mark.parametrize('argv', [
     ['--torchscript', '--model-ema'],
     ['--aug-splits', '2', '--split-bn', '--jsd-loss', '--aa', 'rand-m9', '--reprob', '0.5', '--resplit']], ids=' '.join)
-def test_what_timm_makes_of_a_plain_model_is_exported_as_the_plain_model(run, argv):
+def test_a_scripted_or_split_model_is_exported_as_the_plain_model(run, argv):
     folder, rows, checkpoint = run(*argv)
     model = timm.create_model(f'local-dir:{folder}/export', pretrained=True)
     weights = checkpoint['state_dict_ema' if '--model-ema' in argv else 'state_dict']
@@ -178,16 +180,17 @@ def test_what_timm_makes_of_a_plain_model_is_exported_as_the_plain_model(run, ar
     assert any('aux_bn' in key for key in weights) == ('--split-bn' in argv)
 
 
-def test_recovery_checkpoints_begin_their_epoch_again_and_end_with_it(run, tmp_path, monkeypatch):
+def test_a_recovery_checkpoint_restarts_its_epoch_and_is_removed_after_it(run, tmp_path, monkeypatch):
     kept = []
-    original = train.RunFolder.save_recovery
+    save = CheckpointKeeper.save_recovery
 
-    def keep(self, state, epoch, update):
-        original(self, state, epoch, update)
-        path, = self.path.glob('recovery-*.pth.tar')
+    def save_and_keep(self, state, epoch, update):
+        save(self, state, epoch, update)
+        path, = self.folder.glob('recovery-*.pth.tar')
         kept.append((path.name, path.read_bytes()))
-    monkeypatch.setattr(train.RunFolder, 'save_recovery', keep)
-    folder, *_ = run(*THREE, '--recovery-interval', '2', '--epochs', '2')
+    monkeypatch.setattr(CheckpointKeeper, 'save_recovery', save_and_keep)
+    folder, *_ = run(
+        *THREE, '-b', '64', '--train-subset', '320', '--recovery-interval', '2', '--epochs', '2')
     assert [name for name, _ in kept] == [f'recovery-{epoch}-{update}.pth.tar' for epoch in (0, 1) for update in (1, 3)]
     assert not list(folder.glob('recovery-*'))
 
@@ -198,7 +201,7 @@ def test_recovery_checkpoints_begin_their_epoch_again_and_end_with_it(run, tmp_p
         assert [row['epoch'] for row in csv.DictReader(file)] == ['0', '1']
 
 
-def test_pictures_of_batches_show_a_row_a_view(run):
+def test_pictures_of_batches_show_one_row_per_view(run):
     folder, *_ = run(*THREE, '--save-images', '--log-interval', '3', '--synchronize-step')
     pictures = sorted(folder.glob('train-batch-*.jpg'))
     assert [path.name for path in pictures] == [f'train-batch-{i}.jpg' for i in (0, 3, 4)]
@@ -206,13 +209,13 @@ def test_pictures_of_batches_show_a_row_a_view(run):
         assert picture.size == (32 * 32, 3 * 32)
 
 
-def test_the_head_starts_as_it_is_told(run):
+def test_flags_set_the_initial_weights_of_the_head(run):
     *_, checkpoint = run(*THREE, '--head-init-scale', '0', '--head-init-bias', '-3', '--lr', '1e-12')
     assert checkpoint['state_dict']['fc.weight'].abs().max() < 1e-6
     torch.testing.assert_close(checkpoint['state_dict']['fc.bias'], torch.full((10,), -3.))
 
 
-def test_rows_go_to_wandb(run, monkeypatch):
+def test_rows_of_the_summary_are_sent_to_wandb(run, monkeypatch):
     sent = []
 
     class Wandb:
@@ -220,7 +223,7 @@ def test_rows_go_to_wandb(run, monkeypatch):
         def init(**kwargs):
             sent.append(kwargs)
             return type('Run', (), {'log': staticmethod(sent.append)})
-    monkeypatch.setitem(__import__('sys').modules, 'wandb', Wandb)
+    monkeypatch.setitem(sys.modules, 'wandb', Wandb)
     monkeypatch.setattr('importlib.util.find_spec', lambda name: name)
     folder, rows, _ = run(*THREE, '--log-wandb', '--wandb-project', 'p', '--wandb-tags', 'a', 'b')
     assert sent[0]['project'] == 'p' and sent[0]['tags'] == ['a', 'b'] and sent[0]['name'] == folder.name
@@ -237,7 +240,27 @@ def test_a_naflex_model_trains_on_patches(image_folder, tmp_path):
     assert (tmp_path / 'naflex' / 'export' / 'model.safetensors').exists()
 
 
-def test_two_ranks_repeat_images_with_draws_of_their_own(run_script, tmp_path):
+@pytest.mark.parametrize('flags', [[], ['--no-prefetcher'], ['--grayscale-prob', '0.5', '--a2aug-independent-crops'],
+                                   ['--train-img-sizes', '32', '24', '-j', '1']], ids=lambda flags: ' '.join(flags[:1]))
+def test_training_with_opencv_ops_is_close_to_training_with_pillow_ops(tmp_path, image_folder, flags):
+    losses = {}
+    for backend in ('pillow', 'opencv'):
+        argv = ['--data-dir', str(image_folder), '--model', 'test_resnet', '--num-classes', '2', '--img-size', '32',
+                '-b', '8', '-j', '0', '--device', 'cpu', '--epochs', '1', '--lr', '0.001', '--a2aug-branches', '2',
+                '--output', str(tmp_path), '--experiment', backend, '--train-interpolation', 'bilinear']
+        train.main([*argv, *flags, '--a2aug-op-backend', backend])
+        losses[backend] = float((tmp_path / backend / 'summary.csv').read_text().splitlines()[1].split(',')[1])
+    assert losses['opencv'] == pytest.approx(losses['pillow'], rel=0.02) and losses['opencv'] != losses['pillow']
+
+
+def test_the_opencv_backend_names_the_package_to_install_when_it_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    argv = ['--dataset', 'sklearn/digits', '--a2aug-branches', '2', '--a2aug-op-backend', 'opencv']
+    assert 'pip install opencv-python-headless' in refused(capsys, train.main, argv)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_with_repeated_augmentation(run_script, tmp_path):
     run_script('./distributed_train.sh', '2', *SMALL, *THREE, '--epochs', '1', '-b', '128', '--aug-repeats', '2',
                '--output', tmp_path, '--experiment', 'repeats')
     checkpoint = read_checkpoint(tmp_path / 'repeats' / 'last.pth.tar')

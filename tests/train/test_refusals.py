@@ -1,4 +1,4 @@
-"""What training refuses before any work, in one sentence."""
+"""Command lines that training refuses before any work, each with one sentence."""
 import pytest
 import torch
 
@@ -6,7 +6,7 @@ import a2aug_timm.train.__main__ as train
 import a2aug_timm.validate.__main__ as validate
 from a2aug_timm.data.datasets import create_dataset, names_of_classes
 from a2aug_timm.data.skipping import SkippingDataset
-from tests.commands import SMALL, THREE, refused
+from tests.commands import SMALL, THREE, command_id, refused
 
 
 @pytest.mark.parametrize('argv, words', [
@@ -62,14 +62,14 @@ from tests.commands import SMALL, THREE, refused
     (['--opt', 'sdg'], "no optimizer 'sdg'"), (['--decay-milestones', '30', '10'], 'must ascend'),
     (['--sched', 'cosinus'], "--sched: invalid choice: 'cosinus'"),
     (['--sync-bn'], 'needs a GPU'), (['--eval-metric', 'f1'], "--eval-metric: invalid choice: 'f1'"),
-    (['--mean', '0.1', '0.2'], 'mean must have one value or 1')], ids=lambda value: ' '.join(value)[:60])
-def test_bad_input_is_one_sentence_exit_code_2_and_no_folder(tmp_path, capsys, argv, words):
+    (['--mean', '0.1', '0.2'], 'mean must have one value or 1')], ids=command_id)
+def test_bad_input_gives_one_sentence_exit_code_2_and_no_folder(tmp_path, capsys, argv, words):
     sentence = refused(capsys, train.main, [*SMALL, '--epochs', '1', '--output', tmp_path / 'out', *argv])
     assert words in sentence and not (tmp_path / 'out').exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without a GPU')
-def test_a_gpu_that_is_asked_for_and_missing_is_refused(capsys):
+def test_cuda_is_refused_on_a_machine_without_a_gpu(capsys):
     assert 'no GPU' in refused(capsys, train.main, [*SMALL, '--device', 'cuda'])
 
 

@@ -1,4 +1,4 @@
-"""Resuming a run: the same bits after a kill, and what another command line changes."""
+"""Resumed runs: equal weights after a kill, and the effects of another command line."""
 import os
 import shutil
 import signal
@@ -16,21 +16,20 @@ from a2aug_timm.engine.checkpoint import read_checkpoint
 from a2aug_timm.train.arguments import train_parser
 from a2aug_timm.train.run_folder import choose_folder
 from tests import ROOT
-from tests.commands import SMALL, THREE, refused, rows_of, run_train
+from tests.commands import SMALL, THREE, command_id, refused, rows_of, run_train
 
 
 @pytest.mark.parametrize('argv', [THREE, ['--aa', 'rand-m9-mstd0.5']], ids=['three branches', 'plain'])
-def test_a_run_killed_in_mid_epoch_resumes_to_the_same_weights_bit_for_bit(run_script, tmp_path, argv):
-    command = ['python', 'train.py', *SMALL, *argv, '-b', '64', '-j', '2', '--epochs', '3', '--model-ema', '--mixup',
-               '0.2', '--cutmix', '1', '--grad-accum-steps', '2', '--drop', '0.2', '--reprob', '0.3', '--output',
-               tmp_path]
-    run_script(*command, '--experiment', 'whole')
+def test_a_run_killed_during_an_epoch_resumes_to_bitwise_equal_weights(tmp_path, argv):
+    argv = [*SMALL, *argv, '-b', '64', '-j', '2', '--epochs', '3', '--train-subset', '640', '--model-ema', '--mixup',
+            '0.2', '--cutmix', '1', '--grad-accum-steps', '2', '--drop', '0.2', '--reprob', '0.3', '--output',
+            str(tmp_path)]
+    train.main([*argv, '--experiment', 'whole'])
 
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     process = subprocess.Popen(
-        [sys.executable, *map(str, command[1:]), '--experiment', 'killed', '--log-interval', '1'], env=environment,
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True)
+        [sys.executable, 'train.py', *argv, '--experiment', 'killed', '--log-interval', '1'], env=environment,
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for line in process.stderr:
         if line.startswith('Train: 1 [   3/'):
             os.killpg(process.pid, signal.SIGKILL)
@@ -40,10 +39,10 @@ def test_a_run_killed_in_mid_epoch_resumes_to_the_same_weights_bit_for_bit(run_s
     last = tmp_path / 'killed' / 'last.pth.tar'
     assert read_checkpoint(last)['epoch'] == 0
 
-    run_script('python', 'train.py', '--device', 'cpu', '--resume', last)
+    train.main(['--device', 'cpu', '--resume', str(last)])
     whole, resumed = (read_checkpoint(tmp_path / name / 'last.pth.tar') for name in ('whole', 'killed'))
     names = {name for name in whole if name.startswith(('state_dict', 'task_state'))}
-    assert len(names) == (4 if argv is THREE else 2)
+    assert len(names) == (4 if '--a2aug-branches' in argv else 2)
     for name in names:
         assert whole[name].keys() == resumed[name].keys()
         assert all(torch.equal(value, resumed[name][key]) for key, value in whole[name].items()), name
@@ -59,14 +58,14 @@ def test_a_run_killed_in_mid_epoch_resumes_to_the_same_weights_bit_for_bit(run_s
     (['--a2aug-seed', '7'], 'contradicts'), (['--a2aug-shared-bn'], 'contradicts'),
     (['--opt', 'adamw'], 'add --no-resume-opt'), (['--eval-metric', 'loss'], 'contradicts'),
     (['--val-split', ''], 'contradicts the checkpoint, which has validation'),
-    (['--weight-decay', '0'], 'leave it behind with --no-resume-opt')], ids=lambda value: value[0])
+    (['--weight-decay', '0'], 'leave it behind with --no-resume-opt')], ids=command_id)
 def test_a_resume_that_contradicts_its_checkpoint_is_refused(finished, capsys, argv, words):
     before = {path: path.read_bytes() for path in finished.glob('*.*')}
     assert words in refused(capsys, train.main, ['--resume', finished / 'last.pth.tar', '--device', 'cpu', *argv])
     assert before == {path: path.read_bytes() for path in finished.glob('*.*')}
 
 
-def test_a_resume_reads_a_folder_that_is_named_without_its_flag(finished, tmp_path):
+def test_a_resume_accepts_another_data_folder_with_and_without_its_flag(finished, tmp_path):
     checkpoint = read_checkpoint(finished / 'last.pth.tar')
     checkpoint['args']['data_dir'] = 'old'
     torch.save(checkpoint, tmp_path / 'last.pth.tar')
@@ -76,7 +75,7 @@ def test_a_resume_reads_a_folder_that_is_named_without_its_flag(finished, tmp_pa
         assert args.data_dir == data_dir
 
 
-def test_a_folder_that_holds_a_run_says_how_to_go_on(tmp_path):
+def test_the_folder_of_an_earlier_run_is_refused_with_the_flag_that_resumes_it(tmp_path):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'args.yaml').touch()
     for name, words in ((None, 'no checkpoint yet, remove it'), ('recovery-0-5.pth.tar', '--resume .*recovery-0-5'),
@@ -87,12 +86,12 @@ def test_a_folder_that_holds_a_run_says_how_to_go_on(tmp_path):
             choose_folder(tmp_path, 'run', '')
 
 
-def test_a_run_killed_between_its_last_checkpoint_and_the_summary_comes_to_its_end(finished, tmp_path):
+def test_a_resume_completes_a_run_killed_between_its_last_checkpoint_and_the_summary(finished, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(finished, run)
     (run / 'summary.csv').unlink()
     (run / 'result.json').unlink()
-    # The epoch after it was the best one, and the kill came before that was kept.
+    # The state after a kill between the export of a better epoch and its checkpoint.
     (run / 'model_best.pth.tar').unlink()
     (run / 'export' / 'model.safetensors').write_bytes(b'of the next epoch')
     (run / 'recovery-0-1.pth.tar').write_bytes(b'of an epoch that is complete')
@@ -105,7 +104,7 @@ def test_a_run_killed_between_its_last_checkpoint_and_the_summary_comes_to_its_e
     assert not list(run.glob('recovery-*'))
 
 
-def test_a_resume_in_another_folder_takes_the_history_along_and_trains_longer(finished, tmp_path):
+def test_a_resume_in_another_folder_copies_the_history_and_trains_longer(finished, tmp_path):
     train.main(['--resume', str(finished / 'last.pth.tar'), '--epochs', '2', '--output', str(tmp_path), '--device',
                 'cpu', '--experiment', 'longer', '--a2aug-branches', '3', '--a2aug-seed', '42'])
     rows = rows_of(tmp_path / 'longer')
@@ -113,14 +112,14 @@ def test_a_resume_in_another_folder_takes_the_history_along_and_trains_longer(fi
     assert len(rows_of(finished)) == 1
 
 
-def test_settings_given_on_resume_replace_those_of_the_optimizer(finished, tmp_path):
+def test_settings_given_on_resume_replace_those_of_the_saved_optimizer(finished, tmp_path):
     train.main(['--resume', str(finished / 'last.pth.tar'), '--epochs', '2', '--device', 'cpu', '--sched', 'none',
                 '--lr', '1e-9', '--momentum', '0.5', '--weight-decay', '0.1', '--output', str(tmp_path),
                 '--experiment', 'new'])
     groups = read_checkpoint(tmp_path / 'new' / 'last.pth.tar')['optimizer']['param_groups']
     assert [(group['lr'], group['momentum'], group['weight_decay']) for group in groups] == [
         (1e-9, 0.5, 0.), (1e-9, 0.5, 0.1)]
-    # Nothing learned: the best of the first run stays the best, with its files.
+    # The second epoch learns nothing, so the epoch of the first run stays the best, with its files.
     run = tmp_path / 'new'
     args = yaml.safe_load((run / 'args.yaml').read_text())
     assert 'resume' not in args and args['a2aug_policies'] == sample_policies(3, 42)
@@ -128,8 +127,8 @@ def test_settings_given_on_resume_replace_those_of_the_optimizer(finished, tmp_p
         assert (run / name).exists()
 
 
-def test_a_resume_that_goes_back_goes_on_in_a_folder_of_its_own_and_tells_the_truth(tmp_path, capsys):
-    run = run_train(tmp_path, *THREE, '--checkpoint-hist', '3', epochs=3)
+def test_a_resume_from_an_earlier_epoch_writes_its_own_folder_and_reports_its_own_epochs(tmp_path, capsys):
+    run = run_train(tmp_path, *THREE, '--train-subset', '600', '--checkpoint-hist', '3', epochs=3)
     before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
     resumes = [['--resume', run / 'checkpoint-0.pth.tar', '--epochs', '2'],
                ['--resume', run / 'last.pth.tar', '--start-epoch', '0', '--epochs', '1', '--lr', '1e-9']]
@@ -147,12 +146,12 @@ def test_a_resume_that_goes_back_goes_on_in_a_folder_of_its_own_and_tells_the_tr
         assert kept == {f'checkpoint-{epoch}.pth.tar' for epoch in epochs}
         assert read_checkpoint(folder / 'model_best.pth.tar')['epoch'] == int(best['epoch'])
         folder.rename(tmp_path / f'back-{len(epochs)}')
-    # The rate of the first epoch is that of the command line, not the checkpoint's.
+    # The learning rate of the first epoch comes from the command line, not from the checkpoint.
     assert float(rows[0]['lr']) == 1e-9
     assert before == {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
 
 
-def test_a_resume_keeps_a_rate_that_was_given_and_computes_one_that_was_computed(tmp_path):
+def test_a_resume_keeps_a_given_learning_rate_and_computes_a_computed_one_again(tmp_path):
     def rates(name, *argv):
         train.main([*map(str, argv), '--device', 'cpu', '--output', str(tmp_path), '--experiment', name])
         return [float(row['lr']) for row in rows_of(tmp_path / name)]
@@ -166,7 +165,7 @@ def test_a_resume_keeps_a_rate_that_was_given_and_computes_one_that_was_computed
         pytest.approx(0.1), pytest.approx(0.2)]
 
 
-def test_a_plain_run_of_timm_is_resumed_beside_its_folder(tmp_path):
+def test_a_resume_of_a_plain_timm_run_leaves_its_folder_unchanged(tmp_path):
     theirs = tmp_path / 'theirs'
     theirs.mkdir()
     model = timm.create_model('test_resnet', num_classes=10, in_chans=1)
@@ -183,12 +182,12 @@ def test_a_plain_run_of_timm_is_resumed_beside_its_folder(tmp_path):
     assert [row['epoch'] for row in rows_of(run)] == ['1']
 
 
-def test_the_arguments_of_a_fine_tuning_run_are_that_run_again(finished, tmp_path):
+def test_args_yaml_of_a_fine_tuning_run_repeats_that_run(finished, tmp_path):
     train.main([*SMALL, '--initial-checkpoint', str(finished / 'export'), '--epochs', '1', '--output', str(tmp_path),
                 '--experiment', 'a'])
     train.main(['-c', str(tmp_path / 'a' / 'args.yaml'), '--device', 'cpu', '--experiment', 'b'])
     assert rows_of(tmp_path / 'a') == rows_of(tmp_path / 'b')
-    # It is behind the run when that is resumed.
+    # A resume does not load the initial checkpoint again.
     last = tmp_path / 'b' / 'last.pth.tar'
     train.main(['-c', str(tmp_path / 'b' / 'args.yaml'), '--device', 'cpu', '--resume', str(last), '--epochs', '2'])
     assert len(rows_of(tmp_path / 'b')) == 2
