@@ -3,7 +3,7 @@ from typing import Any, Literal
 
 import torch
 from timm.layers import ClassifierHead, get_device_dtype
-from timm.models import checkpoint_seq
+from timm.models import build_model_with_cfg, checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import nn
 
@@ -160,3 +160,10 @@ class CifarNetwork(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def build_network(network: type[CifarNetwork], variant: str, pretrained: bool, **kwargs: Any) -> CifarNetwork:
+    """Build a registered network as timm builds its own."""
+    model: CifarNetwork = build_model_with_cfg(
+        network, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True), **kwargs)
+    return model

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 from torch.nn import functional as F
 
-from .cifar_network import CifarNetwork, Stage, cifar_cfg
+from .cifar_network import CifarNetwork, Stage, build_network, cifar_cfg
 from .shake import ShakeDrop
 
 __all__ = ['PyramidNet']
@@ -100,18 +100,14 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-def _create_pyramidnet(variant: str, pretrained: bool, **kwargs: Any) -> PyramidNet:
-    return build_model_with_cfg(
-        PyramidNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True), **kwargs)
-
-
 @register_model
-def pyramidnet20_a30_shakedrop(pretrained: bool = False, **kwargs: Any) -> PyramidNet:
+def pyramidnet20_a30_shakedrop(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
     """A small network for tests; it is not in the paper."""
-    return _create_pyramidnet('pyramidnet20_a30_shakedrop', pretrained, **dict(dict(depth=20, widening=30), **kwargs))
+    return build_network(
+        PyramidNet, 'pyramidnet20_a30_shakedrop', pretrained, **{**dict(depth=20, widening=30), **kwargs})
 
 
 @register_model
-def pyramidnet272_a200_shakedrop(pretrained: bool = False, **kwargs: Any) -> PyramidNet:
-    return _create_pyramidnet(
-        'pyramidnet272_a200_shakedrop', pretrained, **dict(dict(depth=272, widening=200), **kwargs))
+def pyramidnet272_a200_shakedrop(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
+    return build_network(
+        PyramidNet, 'pyramidnet272_a200_shakedrop', pretrained, **{**dict(depth=272, widening=200), **kwargs})

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 from torch.nn import functional as F
 
-from .cifar_network import CifarNetwork, Stage, cifar_cfg
+from .cifar_network import CifarNetwork, Stage, build_network, cifar_cfg
 from .shake import ShakeShake
 
 __all__ = ['ShakeShakeNet']
@@ -113,16 +113,13 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-def _create_shake_shake(variant: str, pretrained: bool, **kwargs: Any) -> ShakeShakeNet:
-    return build_model_with_cfg(
-        ShakeShakeNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True), **kwargs)
+@register_model
+def shake_shake26_2x32d(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
+    return build_network(
+        ShakeShakeNet, 'shake_shake26_2x32d', pretrained, **{**dict(depth=26, base_width=32), **kwargs})
 
 
 @register_model
-def shake_shake26_2x32d(pretrained: bool = False, **kwargs: Any) -> ShakeShakeNet:
-    return _create_shake_shake('shake_shake26_2x32d', pretrained, **dict(dict(depth=26, base_width=32), **kwargs))
-
-
-@register_model
-def shake_shake26_2x96d(pretrained: bool = False, **kwargs: Any) -> ShakeShakeNet:
-    return _create_shake_shake('shake_shake26_2x96d', pretrained, **dict(dict(depth=26, base_width=96), **kwargs))
+def shake_shake26_2x96d(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
+    return build_network(
+        ShakeShakeNet, 'shake_shake26_2x96d', pretrained, **{**dict(depth=26, base_width=96), **kwargs})

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from .cifar_network import CifarNetwork, Stage, cifar_cfg
+from .cifar_network import CifarNetwork, Stage, build_network, cifar_cfg
 
 __all__ = ['WideResNet']
 
@@ -85,26 +85,21 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-def _create_wide_resnet(variant: str, pretrained: bool, **kwargs: Any) -> WideResNet:
-    return build_model_with_cfg(
-        WideResNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True), **kwargs)
+@register_model
+def wide_resnet10_1(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
+    return build_network(WideResNet, 'wide_resnet10_1', pretrained, **{**dict(depth=10, width_factor=1), **kwargs})
 
 
 @register_model
-def wide_resnet10_1(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    return _create_wide_resnet('wide_resnet10_1', pretrained, **dict(dict(depth=10, width_factor=1), **kwargs))
+def wide_resnet16_2(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
+    return build_network(WideResNet, 'wide_resnet16_2', pretrained, **{**dict(depth=16, width_factor=2), **kwargs})
 
 
 @register_model
-def wide_resnet16_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    return _create_wide_resnet('wide_resnet16_2', pretrained, **dict(dict(depth=16, width_factor=2), **kwargs))
+def wide_resnet28_10(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
+    return build_network(WideResNet, 'wide_resnet28_10', pretrained, **{**dict(depth=28, width_factor=10), **kwargs})
 
 
 @register_model
-def wide_resnet28_10(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    return _create_wide_resnet('wide_resnet28_10', pretrained, **dict(dict(depth=28, width_factor=10), **kwargs))
-
-
-@register_model
-def wide_resnet40_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    return _create_wide_resnet('wide_resnet40_2', pretrained, **dict(dict(depth=40, width_factor=2), **kwargs))
+def wide_resnet40_2(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
+    return build_network(WideResNet, 'wide_resnet40_2', pretrained, **{**dict(depth=40, width_factor=2), **kwargs})

@@ -99,8 +99,9 @@ def test_flags_reach_the_objects_that_they_configure(tmp_path):
     assert loss.logit_norm and loss.criterion.smoothing == 0.2 and task.get_eval_model().drop_rate == 0.4
     assert loader.dataset.transform.independent_crops and loader.random_erasing.probability == 0.5
     assert (loader.random_erasing.mode, loader.random_erasing.max_count) == ('const', 2)
-    assert any(getattr(part, 'p', None) == 0.25 for part in loader.dataset.transform.stages[0].transforms)
-    assert loader.dataset.transform.stages[1].transforms == []  # no color jitter after the policies
+    assert any(getattr(part, 'p', None) == 0.25 for part in loader.dataset.transform.base.transforms)
+    # No color jitter after the policies.
+    assert all(branch.after.transforms == [] for branch in loader.dataset.transform.branches)
     assert (step.clip_grad, step.clip_mode) == (0.7, 'value')
     of_mu, others = ([group['initial_lr'] * group.get('lr_scale', 1) for group in optimizer.param_groups
                       if is_of_mu == any(one is task.mu_logits for one in group['params'])]
