@@ -1,4 +1,4 @@
-"""Cutout: a square of the right size wherever the image leaves room, anywhere, for each image apart."""
+"""Cutout: size and position of the hidden square, drawn for each image."""
 import pytest
 import torch
 
@@ -6,7 +6,7 @@ from a2aug_timm.data.cutout import Cutout
 
 
 @pytest.mark.parametrize('length', [1, 4, 7, 16])
-def test_a_square_is_hidden_around_a_centre_in_the_image_and_clipped_at_its_border(length):
+def test_the_hidden_square_has_its_centre_in_the_image_and_is_clipped_at_the_border(length):
     images = torch.ones(4000, 3, 12, 10)
     hidden = Cutout(length)(images) == 0
     assert torch.equal(hidden[:, 0], hidden[:, 2]) and (images == 1).all()
@@ -23,7 +23,7 @@ def test_a_square_is_hidden_around_a_centre_in_the_image_and_clipped_at_its_bord
     assert len({tuple(row) for row in hidden[:50, 0].flatten(1).tolist()}) > 10
 
 
-def test_one_image_is_a_batch_of_one():
+def test_one_image_is_treated_like_a_batch_of_one():
     torch.manual_seed(3)
     one = Cutout(4)(torch.ones(1, 8, 8))
     torch.manual_seed(3)

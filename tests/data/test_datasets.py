@@ -1,4 +1,4 @@
-"""Data sets by timm's names, those of torchvision that timm lacks among them."""
+"""Data sets by timm's names, including those of torchvision that timm lacks."""
 import numpy as np
 import pytest
 import scipy.io
@@ -23,7 +23,7 @@ def test_eurosat_keeps_every_fifth_image_of_a_class_for_validation(tmp_path):
     assert [image.getpixel((0, 0))[0] for image, _ in validation] == [4, 9, 4]
 
 
-def test_svhn_and_stl10_are_validated_on_their_test_images(tmp_path, monkeypatch):
+def test_svhn_and_stl10_use_their_test_images_for_validation(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     (tmp_path / 'stl10_binary').mkdir()
     (tmp_path / 'stl10_binary' / 'class_names.txt').write_text('bird\ncat\n')
@@ -43,7 +43,7 @@ def test_svhn_and_stl10_are_validated_on_their_test_images(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize('name', ['svhn', 'stl10', 'flowers102', 'eurosat'])
-def test_a_data_set_that_is_not_there_or_has_no_such_split_is_one_sentence(tmp_path, name):
+def test_a_missing_data_set_or_split_is_refused_with_one_sentence(tmp_path, name):
     with pytest.raises(ValueError, match=f"cannot read data set 'torch/{name}', split 'train'"):
         create_dataset(f'torch/{name}', str(tmp_path), 'train')
     with pytest.raises(ValueError, match="has the splits train.*, not 'trian'"):

@@ -1,4 +1,4 @@
-"""The draw of branches: balance, independence of ranks and versions, and its way to the loader's workers."""
+"""Draws of branches: balance, equal draws on all ranks, and use in the workers of a loader."""
 from collections import Counter
 from itertools import combinations
 from math import comb
@@ -48,7 +48,7 @@ def test_every_branch_is_drawn_equally_often_in_every_epoch(num_branches, num_vi
 
 @pytest.mark.parametrize('num_branches, num_views, share', [
     (2, 1, 0.8), (3, 1, 0.5), (3, 1, 0.05), (3, 2, 1.), (3, 2, 0.3), (5, 2, 0.77), (5, 4, 0.01)])
-def test_the_anchor_is_drawn_in_its_share_of_the_steps_and_the_others_share_the_rest(num_branches, num_views, share):
+def test_the_anchor_has_its_share_of_the_steps_and_the_others_share_the_rest(num_branches, num_views, share):
     draw, num_steps = BranchDraw(num_branches, num_views, seed=0, anchor_share=share), 37
     anchor = 0
     for epoch in range(200):
@@ -57,7 +57,7 @@ def test_the_anchor_is_drawn_in_its_share_of_the_steps_and_the_others_share_the_
         others = [counts[branch] for branch in range(1, num_branches)]
         assert max(others) - min(others) <= 1 and sum(others) + counts[0] == num_steps * num_views
         anchor += counts[0]
-    # Shares that are no whole number of steps are exact on average over the epochs.
+    # A share that is no whole number of steps is exact on average over the epochs.
     assert abs(anchor / 200 - share * num_steps) < 0.15
 
 
@@ -66,16 +66,16 @@ def test_all_combinations_are_drawn_about_equally_often_and_no_epoch_repeats_ano
     epochs = [draws_of(draw, epoch, 200) for epoch in range(50)]
     counts = Counter(drawn for epoch in epochs for drawn in epoch)
     assert set(counts) == set(combinations(range(5), 2)) and len(counts) == comb(5, 2)
-    assert all(850 < count < 1150 for count in counts.values())  # 1000 expected, a deviation of 30
+    assert all(850 < count < 1150 for count in counts.values())  # 1000 expected, standard deviation 30
     assert len({tuple(epoch) for epoch in epochs}) == 50
-    for step in (0, 199):  # the first and the last step prefer no branch
+    for step in (0, 199):  # the first and the last step draw all branches equally often
         firsts = Counter(branch for epoch in range(500) for branch in draw.branches(epoch, step, 200))
-        assert all(140 < firsts[branch] < 260 for branch in range(5))  # 200 expected, a deviation of 11
+        assert all(140 < firsts[branch] < 260 for branch in range(5))  # 200 expected, standard deviation 11
 
 
 def test_the_draw_is_a_fixed_function_of_seed_epoch_step_and_number_of_steps():
     draw = BranchDraw(4, 2, seed=7)
-    # Written down once: another Python or another machine must draw the same.
+    # Values of one run: every version of Python and every machine must draw the same.
     assert draws_of(draw, 3, 6) == [(1, 2), (0, 1), (0, 3), (0, 1), (2, 3), (2, 3)]
     assert draws_of(BranchDraw(4, 2, seed=7), 3, 6) == draws_of(draw, 3, 6)
     for other in (draws_of(BranchDraw(4, 2, seed=8), 3, 6), draws_of(draw, 4, 6), draws_of(draw, 3, 7)[:6]):
@@ -95,13 +95,13 @@ def test_all_branches_need_no_draw_and_late_branches_begin_with_the_first_alone(
     (dict(num_views=0), '1 to 3'), (dict(num_views=4), '1 to 3'), (dict(num_views=2, anchor_share=0.), 'above 0'),
     (dict(num_views=2, anchor_share=1.1), 'at most 1'), (dict(num_views=3, anchor_share=0.5), 'every step'),
     (dict(num_views=1, anchor_share=1.), 'no other branch'), (dict(num_views=1, start_epoch=-1), 'at least 0')])
-def test_a_draw_that_cannot_be_is_refused(kwargs, words):
+def test_an_impossible_draw_is_refused(kwargs, words):
     with pytest.raises(ValueError, match=words):
         BranchDraw(3, seed=0, **kwargs)
 
 
 class Squares(Dataset):
-    """Images of one gray value, their index."""
+    """Images whose gray value is their index."""
 
     transform = None
 
@@ -113,7 +113,7 @@ class Squares(Dataset):
 
 
 class Add:
-    """Adds to the pixels; remembers how often, in this process."""
+    """Adds to the pixels and counts its calls in this process."""
 
     def __init__(self, amount):
         self.amount, self.calls = amount, 0
@@ -138,7 +138,7 @@ def views(dataset, num_branches=3):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_batches_hold_the_views_of_the_drawn_branches_alone(workers):
+def test_batches_hold_only_the_views_of_the_drawn_branches(workers):
     dataset, draw = views(MultiViewDataset(Squares())), BranchDraw(3, 2, seed=5)
     batches = DrawnBatches(BatchSampler(SequentialSampler(dataset), 4, drop_last=True), draw)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate_views,
@@ -175,7 +175,7 @@ def test_ranks_draw_the_same_branches_for_other_images():
     assert not {i for images, _ in seen[0] for i in images} & {i for images, _ in seen[1] for i in images}
 
 
-def test_scheduled_image_sizes_keep_their_choice(image_folder):
+def test_scheduled_image_sizes_work_with_draws(image_folder):
     dataset, draw = MultiViewDataset(create_dataset('', root=image_folder, split='train')), BranchDraw(3, 2, seed=0)
     dataset.transform = None
     scheduled = ScheduledBatchSampler(RandomSampler(dataset), batch_sizes=[8, 4])
@@ -205,7 +205,7 @@ class SquaresReader:
         pass
 
 
-def test_a_stream_takes_late_branches_and_refuses_a_draw_for_every_step():
+def test_a_stream_accepts_late_branches_and_refuses_a_draw_for_every_step():
     stream = views(MultiViewStream(IterableImageDataset('', SquaresReader())))
     loader = DataLoader(stream, batch_size=4, collate_fn=collate_views)
     with pytest.raises(ValueError, match='stream'):
@@ -218,6 +218,6 @@ def test_a_stream_takes_late_branches_and_refuses_a_draw_for_every_step():
     assert sizes == [[4, 4], [12, 12]]
 
 
-def test_batches_without_a_draw_of_their_own_have_the_length_of_the_sampler():
+def test_drawn_batches_have_the_length_of_their_sampler():
     batches = DrawnBatches(BatchSampler(SequentialSampler(range(10)), 4, drop_last=False), BranchDraw(2, 1, seed=0))
     assert len(batches) == 3 and [len(batch) for batch in batches] == [4, 4, 2]

@@ -1,4 +1,4 @@
-"""Parts of the training images: class-balanced, the same in every run, and what is held out never trained on."""
+"""Parts of the training images: class-balanced, the same in every run, and disjoint from the held-out images."""
 from collections import Counter
 
 import pytest
@@ -13,7 +13,7 @@ from a2aug_timm.data.skipping import SkippingDataset
 from a2aug_timm.data.views import MultiViewDataset
 
 
-def test_a_part_holds_the_classes_in_the_proportions_of_the_whole():
+def test_a_part_has_the_class_proportions_of_all_images():
     targets = torch.tensor([0] * 500 + [1] * 300 + [2] * 201)[torch.randperm(1001)].tolist()
     kept, held = hold_out(targets, 100)
     assert sorted(kept + held) == list(range(1001)) and len(held) == 100
@@ -24,12 +24,12 @@ def test_a_part_holds_the_classes_in_the_proportions_of_the_whole():
 
 
 @pytest.mark.parametrize('size, words', [(10, '10 of 10'), (9, 'without any'), (0.01, '0 of 10')])
-def test_what_leaves_nothing_to_train_on_or_to_judge_is_refused(size, words):
+def test_a_holdout_that_leaves_no_images_or_has_none_of_a_class_is_refused(size, words):
     with pytest.raises(ValueError, match=words):
         hold_out([0, 1] * 5, size)
 
 
-def test_a_subset_is_of_what_a_holdout_leaves_and_may_be_all_of_it():
+def test_a_subset_excludes_the_held_out_images_and_may_have_all_others():
     targets = torch.tensor([0] * 500 + [1] * 300 + [2] * 201)[torch.randperm(1001)].tolist()
     kept, held = hold_out(targets, 101)
     part = take_subset(targets, 90, kept)
@@ -41,7 +41,7 @@ def test_a_subset_is_of_what_a_holdout_leaves_and_may_be_all_of_it():
             take_subset(targets, size, kept)
 
 
-def test_classes_are_read_without_decoding(image_folder):
+def test_classes_are_read_without_decoding_images(image_folder):
     folder = create_dataset('', root=str(image_folder), split='train')
     assert targets_of(folder) == [target for _, target in SkippingDataset(folder)]
     assert targets_of(DigitsDataset())[:3] == [DigitsDataset()[i][1] for i in range(3)]
@@ -50,7 +50,7 @@ def test_classes_are_read_without_decoding(image_folder):
 
 
 @pytest.mark.parametrize('kind', [SkippingDataset, MultiViewDataset])
-def test_a_data_set_gives_the_images_that_count(kind):
+def test_a_data_set_returns_only_the_images_of_its_indices(kind):
     images = FakeData(6, (1, 4, 4), num_classes=3)
     part = kind(images, 'L', [4, 1])
     assert [target for _, target in part] == [int(images[4][1]), int(images[1][1])]

@@ -1,4 +1,4 @@
-"""Mixup: each view is what timm would have made of it, by one draw for all."""
+"""Mixup: each view equals timm's mixup of it, with one draw for all views."""
 import numpy as np
 import pytest
 import torch
@@ -13,7 +13,7 @@ KWARGS = [
 
 
 @pytest.mark.parametrize('kwargs', [*KWARGS, dict(mixup_alpha=1., cutmix_alpha=1., mode='half')])
-def test_collated_views_are_each_timms_with_shared_targets(kwargs):
+def test_each_collated_view_equals_timms_and_all_share_the_targets(kwargs):
     kwargs = dict(kwargs, num_classes=10, label_smoothing=0.1)
     generator = torch.Generator().manual_seed(0)
     batch = [(tuple(torch.randint(256, (3, 8, 8), dtype=torch.uint8, generator=generator) for _ in range(3)), i % 10)
@@ -28,7 +28,7 @@ def test_collated_views_are_each_timms_with_shared_targets(kwargs):
 
 
 @pytest.mark.parametrize('kwargs', KWARGS)
-def test_mixing_on_the_device_is_timms_for_each_view(kwargs):
+def test_mixing_on_the_device_equals_timms_for_each_view(kwargs):
     kwargs = dict(kwargs, num_classes=10)
     images, target = torch.randn(12, 3, 8, 8), torch.arange(6)
     for seed in range(10):
@@ -41,7 +41,7 @@ def test_mixing_on_the_device_is_timms_for_each_view(kwargs):
             torch.testing.assert_close(soft, expected)
 
 
-def test_workers_that_already_run_stop_mixing():
+def test_running_workers_stop_mixing_when_mixup_is_disabled():
     collate = CollateMixedViews(mixup_alpha=1., num_classes=12)
     items = [((torch.zeros(1, 2, 2, dtype=torch.uint8),) * 2, i) for i in range(12)]
     loader = DataLoader(items, batch_size=12, num_workers=1, collate_fn=collate, persistent_workers=True)

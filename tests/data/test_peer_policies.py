@@ -1,4 +1,4 @@
-"""Policies to compare with: TrivialAugment, mixtures and files of sub-policies; and the anchor's transform."""
+"""Policies for comparisons: TrivialAugment, mixtures and files of sub-policies; and the transform of the anchor."""
 import json
 import pickle
 import random
@@ -45,7 +45,7 @@ def assert_same_images(one, other, num_seeds=30, image=None):
 @pytest.mark.parametrize('interpolation, mode', [
     ('random', InterpolationMode.NEAREST), ('bilinear', InterpolationMode.BILINEAR),
     ('bicubic', InterpolationMode.BICUBIC)])
-def test_trivial_augment_is_torchvisions(interpolation, mode):
+def test_trivial_augment_equals_torchvisions(interpolation, mode):
     ours = create_policy('ta', 32, MEAN, interpolation)
     assert_same_images(ours, TrivialAugmentWide(interpolation=mode, fill=list(FILL)), 100)
     fast = create_policy('ta', 32, MEAN, interpolation, op_backend='opencv')
@@ -59,15 +59,15 @@ def test_trivial_augment_refuses_an_interpolation_that_its_ops_lack():
 
 
 @pytest.mark.parametrize('backend', ['pillow', 'opencv'])
-def test_a_mixture_is_one_of_its_policies_at_random_for_each_image(backend):
+def test_a_mixture_applies_one_of_its_policies_at_random_to_each_image(backend):
     mixture = create_policy('mix:none,autoaugment_svhn,rand-m9-n1-p1.0', 32, MEAN, op_backend=backend)
     counts = Counter()
     mixture.transforms = [lambda image, i=i: counts.update([i]) for i in range(3)]
     for _ in range(3000):
         mixture(None)
-    assert all(880 < counts[i] < 1120 for i in range(3))  # 1000 expected, a deviation of 26
+    assert all(880 < counts[i] < 1120 for i in range(3))  # 1000 expected, standard deviation 26
 
-    # An image of the mixture is an image of the policy that was chosen.
+    # The mixture gives the image of the policy that it chose.
     mixture = pickle.loads(pickle.dumps(create_policy('mix:none,rand-m9-n1-p1.0', 32, MEAN, op_backend=backend)))
     alone = [create_policy(policy, 32, MEAN, op_backend=backend) for policy in ('none', 'rand-m9-n1-p1.0')]
     for seed in range(30):
@@ -86,7 +86,7 @@ def write(folder, content, name='policy.json'):
     return path
 
 
-def test_a_file_is_one_sub_policy_per_image_with_its_ops_in_order(tmp_path):
+def test_a_file_applies_one_sub_policy_per_image_with_its_ops_in_order(tmp_path):
     policy = create_policy(f'file:{write(tmp_path, SUB_POLICIES)}', 32, MEAN)
     applied = []
     for number, sub_policy in enumerate(policy.policy):
@@ -121,7 +121,7 @@ def test_timms_own_autoaugment_written_to_a_file_gives_its_images(tmp_path):
 
 @pytest.mark.parametrize('name', FILE_OPS)
 @pytest.mark.parametrize('mode, mean', [('RGB', MEAN), ('L', (0.3,))])
-def test_every_op_of_a_file_runs_at_all_magnitudes(tmp_path, name, mode, mean):
+def test_every_op_of_a_file_works_at_all_magnitudes(tmp_path, name, mode, mean):
     path = write(tmp_path, [[[name, 1, magnitude]] for magnitude in (0, 3.3, 10)])
     policy = pickle.loads(pickle.dumps(create_policy(f'file:{path}', 32, mean)))
     for _ in range(10):
@@ -149,7 +149,7 @@ def test_ops_of_a_file_have_the_ranges_of_autoaugments_table(tmp_path):
         33 * 331, abs=331)
 
 
-def test_cutout_of_a_file_is_a_square_around_a_centre_in_the_image(tmp_path):
+def test_cutout_of_a_file_hides_a_square_with_its_centre_in_the_image(tmp_path):
     path = write(tmp_path, {'sub_policies': [[['Cutout', 1, 5]]], 'cutout': 0.5})
     policy, white = create_policy(f'file:{path}', 32, MEAN), Image.new('RGB', (40, 32), 'white')
     sides = [set(), set()]
@@ -191,7 +191,7 @@ def test_malformed_strings_of_our_families_are_refused(policy):
         parse_policy(policy)
 
 
-def test_peer_policies_are_ours_and_are_compared_by_what_they_mean(tmp_path):
+def test_peer_policies_are_unknown_to_timm_and_compared_by_meaning(tmp_path):
     paths = [write(tmp_path, SUB_POLICIES), write(tmp_path, json.dumps(SUB_POLICIES, indent=1), 'same.yaml'),
              write(tmp_path, SUB_POLICIES[:1], 'other.json')]
     check_policies(['none', 'ta', 'mix:none,ta', 'mix:none,ta,rand', f'file:{paths[0]}', f'file:{paths[2]}',
@@ -209,8 +209,8 @@ STAGES = dict(color_jitter=0.4, grayscale_prob=0.3, gaussian_blur_prob=0.3, mean
 
 
 @pytest.mark.parametrize('policy', ANCHORED)
-def test_the_view_of_an_anchor_is_timms_own_transform_for_that_policy(policy):
-    """Bit for bit under the same seeds, from the decoded image to the tensor."""
+def test_the_view_of_an_anchor_equals_timms_transform_for_that_policy(policy):
+    """The tensors are equal bit for bit under the same seeds."""
     timms = create_transform(24, is_training=True, auto_augment=policy, color_jitter_prob=0.8, re_prob=0.5, **STAGES)
     base, _, to_tensor = create_transform(24, is_training=True, separate=True, re_prob=0.5, color_jitter=None,
                                           mean=MEAN, interpolation='bilinear')
@@ -231,11 +231,11 @@ def same(image):
 
 @pytest.mark.parametrize('policy', ['none', 'ta', 'mix:none,ta', 'autoaugment_cifar10', 'rand-m9-tpublished'])
 @pytest.mark.parametrize('backend', ['pillow', 'opencv'])
-def test_an_anchor_of_our_policies_is_the_policy_and_then_grayscale_and_blur(policy, backend):
+def test_an_anchor_of_our_policies_applies_the_policy_and_then_grayscale_and_blur(policy, backend):
     ours = create_anchor(policy, 24, op_backend=backend, **STAGES)
     after = create_transform(24, is_training=True, separate=True, color_jitter=None, grayscale_prob=0.3,
                              gaussian_blur_prob=0.3)[1]
     plain = Compose([create_policy(policy, 24, MEAN, 'bilinear'), after])
-    if backend == 'pillow' or policy != 'rand-m9-tpublished':  # whose ops are OpenCV's
+    if backend == 'pillow' or policy != 'rand-m9-tpublished':  # OpenCV computes its ops
         assert_same_images(ours, plain)
     assert isinstance(ours(noise()), Image.Image if backend == 'pillow' else np.ndarray)

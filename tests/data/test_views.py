@@ -1,4 +1,4 @@
-"""Views: order, shared crops, seeding that no worker changes, and broken images."""
+"""Views: order, shared crops, seeds that do not depend on workers, and broken images."""
 import hashlib
 import logging
 import random
@@ -27,7 +27,7 @@ UNTOUCHED = ['rand-m1-n1-p0-tpublished', 'rand-m2-n1-p0-tpublished']  # probabil
 
 
 class Squares(Dataset):
-    """Images of one gray value, their index."""
+    """Images whose gray value is their index."""
 
     def __init__(self, size=12):
         self.size, self.transform = size, None
@@ -62,21 +62,21 @@ def branches_of(policies, after=same):
 
 
 class Shifts(MultiPolicyRandAugment):
-    """View i is the image plus 100 * i, to tell the views apart."""
+    """Policies whose view i is the image plus 100 * i."""
 
     def __init__(self):
         super().__init__(['none'])
         self.transforms = [lambda image, i=i: Image.fromarray(np.asarray(image) + np.uint8(100 * i)) for i in range(2)]
 
 
-def test_a_batch_is_view_major_with_one_target_an_image():
+def test_a_batch_is_view_major_with_one_target_per_image():
     dataset = views_of(MultiViewDataset(Squares()), Shifts(), base=same)
     images, targets = next(iter(DataLoader(dataset, batch_size=3, collate_fn=collate_views)))
     assert images[:, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
     assert images.shape == (6, 8, 8) and targets.tolist() == [0, 1, 2]
 
 
-def test_views_share_their_base_unless_crops_are_independent():
+def test_views_share_one_base_image_unless_crops_are_independent():
     policies = MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,))
     for independent in (False, True):
         dataset = views_of(MultiViewDataset(Squares()), policies, independent_crops=independent)
@@ -93,7 +93,7 @@ def batches(workers, context=None, epoch=0, seed=0):
     return torch.cat([images for images, _ in loader])
 
 
-def test_views_depend_on_seed_epoch_and_index_alone_not_on_workers_or_their_start_method():
+def test_views_depend_only_on_seed_epoch_and_index_and_not_on_workers_or_their_start_method():
     expected = batches(0)
     for workers, context in ((1, 'fork'), (2, 'fork'), (2, 'spawn')):
         assert torch.equal(batches(workers, context), expected)
@@ -101,7 +101,7 @@ def test_views_depend_on_seed_epoch_and_index_alone_not_on_workers_or_their_star
     assert not torch.equal(batches(0, seed=1), expected)
 
 
-def test_workers_that_live_on_follow_the_epoch():
+def test_persistent_workers_follow_the_epoch():
     dataset = views_of(MultiViewDataset(Squares()), MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,)))
     loader = DataLoader(dataset, batch_size=12, num_workers=1, collate_fn=collate_views, persistent_workers=True)
     start_workers(loader)
@@ -112,7 +112,7 @@ def test_workers_that_live_on_follow_the_epoch():
     assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
 
 
-def test_loading_without_workers_leaves_the_training_process_its_random_state():
+def test_loading_without_workers_keeps_the_random_state_of_the_training_process():
     dataset = views_of(MultiViewDataset(Squares()), MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,)))
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     dataset[3]
@@ -134,7 +134,7 @@ def test_timms_loader_crops_erases_and_normalises_every_view(image_folder, prefe
     assert images.shape == (16, 3, 16, 16) and images.dtype == torch.float32 and targets.shape == (8,)
     first, second = images.chunk(2)
     erased = (images == 0).all(1).flatten(1).float().mean(1)
-    assert (erased > 0.015).all()  # each view of each image
+    assert (erased > 0.015).all()  # in each view of each image
     kept = ((first != 0) & (second != 0)).all(1, keepdim=True).expand_as(first)
     assert torch.equal(first[kept], second[kept]) and not torch.equal(first, second)
     assert -2 <= images.min() < -0.5 and 0.5 < images.max() <= 2
@@ -145,7 +145,7 @@ def truncated(path):
 
 
 def damaged_png(path):
-    """Pillow raises a SyntaxError for a chunk of no name, which the second of the pixels' has."""
+    """Write a PNG file whose second chunk of pixels has no name, for which Pillow raises a SyntaxError."""
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)).save(path, 'png')
     head, first, second = path.read_bytes().split(b'IDAT', 2)
     path.write_bytes(head + b'IDAT' + first + b'\0\0\0\0' + second)
@@ -156,7 +156,7 @@ def too_large(path):
 
 
 @pytest.mark.parametrize('damage', [truncated, damaged_png, too_large])
-def test_broken_images_are_named_counted_and_replaced_by_the_next(image_folder, caplog, damage):
+def test_broken_images_are_named_counted_and_replaced_by_the_next_image(image_folder, caplog, damage):
     broken = image_folder / 'train' / 'cat' / '1.jpg'
     damage(broken)
     images = create_dataset('', root=image_folder, split='train')
@@ -174,7 +174,7 @@ def test_broken_images_are_named_counted_and_replaced_by_the_next(image_folder, 
         assert dataset.take_num_skipped() == 1
 
 
-def test_ten_broken_images_in_a_row_stop(image_folder):
+def test_ten_broken_images_in_a_row_raise_an_error(image_folder):
     for path in (image_folder / 'train' / 'cat').iterdir():
         path.write_bytes(b'no image')
     dataset = SkippingDataset(create_dataset('', root=image_folder, split='train'))
@@ -183,7 +183,7 @@ def test_ten_broken_images_in_a_row_stop(image_folder):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_an_index_that_comes_again_in_an_epoch_is_drawn_anew(workers):
+def test_an_index_repeated_in_an_epoch_gets_new_random_numbers(workers):
     policies = MultiPolicyRandAugment(UNTOUCHED, mean=(0.5,))
 
     def draws(repeats, epoch=0, seed=0):
@@ -198,7 +198,7 @@ def test_an_index_that_comes_again_in_an_epoch_is_drawn_anew(workers):
     assert draws(repeats=True) != draws(repeats=True, epoch=1) and draws(repeats=True) != draws(repeats=True, seed='1')
 
 
-def test_views_can_wait_for_a_transform_that_the_loader_chooses():
+def test_the_transform_of_views_can_be_set_by_the_loader():
     dataset = MultiViewDataset(Squares(), seed=5)
     seeded, target = dataset[2]
     assert isinstance(seeded, SeededImage) and target == 2
@@ -208,7 +208,7 @@ def test_views_can_wait_for_a_transform_that_the_loader_chooses():
 
 
 class SquaresReader:
-    """Half of the images for each of two workers, as timm's readers of streams share them."""
+    """Reader that gives each of two workers half of the images, as timm's readers of streams do."""
 
     epoch = None
 
@@ -248,7 +248,7 @@ def test_random_numbers_are_drawn_policy_by_policy_and_then_view_by_view(branche
     transform = ViewTransform(lambda image: (image, random.random()), policies, then_draw, independent_crops)
     views = transform(SeededImage('image', 'key', branches))
 
-    # The order of draws that all runs so far have been made with.
+    # Another order would change the views of every seed.
     random.seed(hashlib.sha256(b'key').digest())
     expected, base = [], ('image', random.random())
     for number, branch in enumerate(branches or range(3)):
