@@ -69,6 +69,14 @@ def check_common(args: argparse.Namespace, explicit: set[str]) -> None:
         raise ValueError(f"there is no device '{args.device}'") from error
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f'there is no GPU for --device {args.device}')
+    warn_of_emulation(args)
+
+
+def warn_of_emulation(args: argparse.Namespace) -> None:
+    """Warn that mixed precision on this CPU is emulated, which makes it slower than float32."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if args.amp and args.device == 'cpu' and capability in ('DEFAULT', 'NO AVX', 'AVX2'):
+        warn(f'--amp is emulated on this processor ({capability}) and several times slower than float32; leave it out')
 
 
 def check_model(name: str) -> None:

@@ -92,3 +92,13 @@ def test_repeated_augmentation_is_accepted_with_both_launchers(monkeypatch, name
 def test_drop_connect_sets_drop_path():
     args = checked(['--data-dir', '.', '--drop-connect', '0.1'])
     assert args.drop_path == 0.1 and args.drop_connect is None
+
+
+@pytest.mark.parametrize('capability, is_warned', [('AVX2', True), ('AVX512', False)])
+def test_mixed_precision_that_a_processor_emulates_is_warned_of(monkeypatch, caplog, capability, is_warned):
+    monkeypatch.setattr('torch.backends.cpu.get_cpu_capability', lambda: capability)
+    checked(['--data-dir', '.', '--device', 'cpu', '--amp', '--amp-dtype', 'bfloat16'])
+    assert ('--amp is emulated on this processor (AVX2)' in caplog.text) == is_warned
+    caplog.clear()
+    checked(['--data-dir', '.', '--device', 'cpu'])
+    assert not caplog.text
