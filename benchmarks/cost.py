@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What A²-Aug costs: every figure a ratio of two things that ran alternately on this machine.
 
-    python benchmarks/cost.py [--upstream PATH/TO/timm's/train.py] [--only steps loader epoch]
+    python benchmarks/cost.py [--upstream PATH/TO/timm's/train.py] [--only steps loader one_view epoch]
 
 Prints a Markdown table and says which lines fall short of what is wanted. timm's script is not part of this project;
 without it the part `epoch` is left out. The committed result stands in cost.md.
@@ -13,13 +13,14 @@ from itertools import chain
 
 import cost_epoch
 import cost_loader
+import cost_one_view
 import cost_steps
 import PIL
 import timm
 import torch
 from cost_table import print_table
 
-PARTS = {'steps': cost_steps, 'loader': cost_loader, 'epoch': cost_epoch}
+PARTS = {'steps': cost_steps, 'loader': cost_loader, 'one_view': cost_one_view, 'epoch': cost_epoch}
 MODELS = {'cpu': [('resnet18', 96), ('resnet50', 96)], 'cuda': [('resnet50', 224), ('wide_resnet28_10', 32)]}
 BATCH = {'cpu': 16, 'cuda': 64}
 

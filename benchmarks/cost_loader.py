@@ -24,13 +24,13 @@ def lines(args: Any) -> Iterator[Line]:
     """All lines of this part; ``args`` are those of cost.py. Batches are uint8: normalising is the device's work."""
     folder = Path(tempfile.mkdtemp())
     try:
-        _write_images(folder)
+        write_images(folder)
         loaders = {
-            'timm': _loader(args, _images(folder)),
-            'augmix': _loader(args, AugMixDataset(_images(folder), num_splits=NUM_VIEWS), num_aug_splits=NUM_VIEWS),
+            'timm': _loader(args, images_of(folder)),
+            'augmix': _loader(args, AugMixDataset(images_of(folder), num_splits=NUM_VIEWS), num_aug_splits=NUM_VIEWS),
             'pillow': _views(args, folder, 'pillow'),
             'opencv': _views(args, folder, 'opencv')}
-        runs = {name: lambda loader=loader: _read(loader) for name, loader in loaders.items()}
+        runs = {name: lambda loader=loader: read(loader) for name, loader in loaders.items()}
         times = compare(runs, args.rounds, torch.device('cpu'))
     finally:
         shutil.rmtree(folder)
@@ -47,7 +47,7 @@ def lines(args: Any) -> Iterator[Line]:
                    faster(backend, 'augmix'), at_least=of_augmix)
 
 
-def _write_images(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     """Smooth random images with some noise, about 80 KB each."""
     generator = np.random.default_rng(0)
     for i in range(NUM_IMAGES):
@@ -58,7 +58,7 @@ def _write_images(folder: Path) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
 
 
-def _images(folder: Path) -> Any:
+def images_of(folder: Path) -> Any:
     return create_dataset('', root=str(folder), split='train')
 
 
@@ -70,7 +70,7 @@ def _loader(args: Any, dataset: Any, **kwargs: Any) -> Any:
 
 
 def _views(args: Any, folder: Path, backend: str) -> Any:
-    dataset = MultiViewDataset(_images(folder), 'RGB')
+    dataset = MultiViewDataset(images_of(folder), 'RGB')
     loader = _loader(args, dataset, num_aug_splits=NUM_VIEWS, collate_fn=collate_views, auto_augment=None,
                      color_jitter=None)
     base, _, to_tensor = dataset.transform
@@ -82,6 +82,6 @@ def _views(args: Any, folder: Path, backend: str) -> Any:
     return loader
 
 
-def _read(loader: Any) -> None:
+def read(loader: Any) -> None:
     for _ in loader.loader:  # what timm's prefetcher takes from
         pass

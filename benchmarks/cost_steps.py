@@ -65,9 +65,9 @@ class Steps:
         """Whole steps: forward, loss, μ, backward, SGD."""
         views = num_branches * self.batch
         runs = {
-            'joint': self._step(num_branches, num_branches),
-            'sequential': self._step(num_branches, num_branches, sequential=True),
-            'plain': self._step(1, num_branches)}
+            'joint': self.step(num_branches, num_branches),
+            'sequential': self.step(num_branches, num_branches, sequential=True),
+            'plain': self.step(1, num_branches)}
         ratios = compare(runs, self.rounds, self.device)
         where = f'{self.where}, N={num_branches}'
         yield Line('joint step', f'plain step of {views} images', where, ratios('joint', 'plain'), at_most=1.03)
@@ -76,7 +76,7 @@ class Steps:
     def growth(self) -> Iterator[Line]:
         """The price of a view with many branches."""
         for num_branches in (2, 4, 8):
-            runs = {'joint': self._step(num_branches, num_branches), 'plain': self._step(1, 1)}
+            runs = {'joint': self.step(num_branches, num_branches), 'plain': self.step(1, 1)}
             ratios = compare(runs, self.rounds, self.device)
             yield Line(
                 'joint step, time a view', 'plain step, time an image', f'{self.where}, N={num_branches}',
@@ -85,12 +85,12 @@ class Steps:
 
     def memory(self) -> Iterator[Line]:
         """Largest sum of weights, gradients, optimizer state, images and activations during a step."""
-        of_images = self._peak(self._step(1, 1))
+        of_images = self.peak(self.step(1, 1))
         for num_branches in (3, 8):
             where = f'{self.where}, N={num_branches}'
-            joint = self._peak(self._step(num_branches, num_branches))
-            of_views = self._peak(self._step(1, num_branches))
-            sequential = self._peak(self._step(num_branches, num_branches, sequential=True))
+            joint = self.peak(self.step(num_branches, num_branches))
+            of_views = self.peak(self.step(1, num_branches))
+            sequential = self.peak(self.step(num_branches, num_branches, sequential=True))
             yield Line('joint step, peak memory', f'plain step of {num_branches * self.batch} images', where,
                        [joint / of_views], at_most=1.02)
             yield Line('--a2aug-sequential, peak memory', f'plain step of {self.batch} images', where,
@@ -116,22 +116,28 @@ class Steps:
         logits.backward(torch.ones_like(logits))
         network.zero_grad()
 
-    def _step(self, num_branches: int, num_views: int, sequential: bool = False) -> Callable[[], None]:
-        """A step on ``num_views`` times B rows."""
+    def step(
+            self,
+            num_branches: int,
+            num_views: int,
+            sequential: bool = False,
+            num_drawn: int | None = None,
+    ) -> Callable[[], None]:
+        """A step on ``num_views`` times B rows; each step draws ``num_drawn`` branches (default: all)."""
         network = self._network()
         if num_branches > 1:
             convert_multi_branch_bn(network, num_branches)
         network.to(self.device, memory_format=self.format)
         if num_branches > 1:
-            task = A2AugTask(network, nn.CrossEntropyLoss(), num_branches, sequential=sequential, device=self.device,
-                             verbose=False)
+            task = A2AugTask(network, nn.CrossEntropyLoss(), num_branches, sequential=sequential, num_views=num_drawn,
+                             device=self.device, verbose=False)
         else:
             task = ClassificationTask(network, nn.CrossEntropyLoss(), device=self.device, verbose=False)
         if self.compiled:
             task.compile()
         optimizer = torch.optim.SGD(task.parameters(), lr=0.01, momentum=0.9)
         images = self._images(num_views * self.batch)
-        target = torch.randint(CLASSES, (len(images) // num_branches,), device=self.device)
+        target = torch.randint(CLASSES, (len(images) // (num_drawn or num_branches),), device=self.device)
 
         def step() -> None:
             with self._autocast():
@@ -140,11 +146,12 @@ class Steps:
             optimizer.step()
             optimizer.zero_grad()
 
+        step.task = task
         step.tensors = lambda: [*task.parameters(), *task.buffers(), images, *(
             value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor))]
         return step
 
-    def _peak(self, step: Callable[[], None]) -> float:
+    def peak(self, step: Callable[[], None]) -> float:
         """Bytes."""
         for _ in range(2):
             step()
