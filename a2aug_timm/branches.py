@@ -7,13 +7,12 @@ from timm.layers import BatchNormAct2d
 from timm.models.mlp_mixer import Affine
 from timm.utils import unwrap_model
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .multi_branch import MultiBranch, MultiBranchBN, MultiBranchNetwork, MultiBranchNorm, check_drawn
+from .upstream import AnyBatchNorm, AnyInstanceNorm, base_optimizer, child_modules
 
 # ResMLP uses Affine in the place of a norm.
-_NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, Affine)
+_NORMS = (AnyBatchNorm, AnyInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, Affine)
 # timm's own norm layers, by the modules that define them.
 _TIMM_NORMS = {f'timm.layers.{name}' for name in (
     'norm', 'norm_act', 'evo_norm', 'filter_response_norm', 'grn', 'inplace_abn')}
@@ -50,7 +49,7 @@ def convert_multi_branch_bn(model: nn.Module, num_branches: int) -> nn.Module:
     Raises:
         ValueError: The model has no batch norm, or has branches already.
     """
-    return _convert(model, num_branches, lambda module: isinstance(module, _BatchNorm), 'batch norm')
+    return _convert(model, num_branches, lambda module: isinstance(module, AnyBatchNorm), 'batch norm')
 
 
 def convert_multi_branch_norm(model: nn.Module, num_branches: int) -> nn.Module:
@@ -80,7 +79,7 @@ def _convert(model: nn.Module, num_branches: int, is_norm: Callable[[nn.Module],
         raise ValueError(f'{type(model).__name__} mixes the images of a batch, so its views cannot be trained jointly')
     converted = _replace_modules(
         model, is_norm,
-        lambda norm: (MultiBranchBN if isinstance(norm, _BatchNorm) else MultiBranchNorm)(norm, num_branches))
+        lambda norm: (MultiBranchBN if isinstance(norm, AnyBatchNorm) else MultiBranchNorm)(norm, num_branches))
     share_selection(converted)
     if num_branches_of(converted) == 1:
         norms = sorted({type(m).__name__ for m in model.modules()
@@ -197,8 +196,7 @@ def synchronize_branches(model: nn.Module, optimizer: torch.optim.Optimizer | No
 
 
 def _copy_state(optimizer: torch.optim.Optimizer, source: nn.Parameter, target: nn.Parameter) -> None:
-    # timm's Lookahead keeps all state in the optimizer that it wraps.
-    states = getattr(optimizer, '_base_optimizer', optimizer).state
+    states = base_optimizer(optimizer).state
     if source in states:
         states[target] = copy.deepcopy(states[source])
     else:
@@ -242,7 +240,9 @@ def _as_built(norm: nn.Module, norm_class: type[nn.Module]) -> nn.Module:
     if isinstance(built, BatchNormAct2d):
         built.act, built.drop = norm.act, norm.drop
     # The same parameters and buffers, with their dtype, device and requires_grad.
-    built._parameters, built._buffers = norm._parameters, norm._buffers
+    for tensors in (norm.named_parameters(recurse=False), norm.named_buffers(recurse=False)):
+        for name, tensor in tensors:
+            setattr(built, name, tensor)
     return built.train(norm.training)
 
 
@@ -265,8 +265,8 @@ def _replace_modules(
     if is_old(module):
         return replacement(module)
     for parent in list(parents(module)):
-        # `_modules` rather than named_children(), which names a shared child once.
-        for name, child in parent._modules.items():
+        children = child_modules(parent)
+        for name, child in children.items():
             if child is not None and is_old(child):
-                parent._modules[name] = replacement(child)
+                children[name] = replacement(child)
     return module

@@ -6,10 +6,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.utils.checkpoint import checkpoint
 
 from .branches import num_branches_of, select_branch
+from .upstream import OptimizedModule, call_after_backward, mark_dynamic
 
 
 def joint_logits(
@@ -60,7 +60,7 @@ def _select_in_backward(model: nn.Module, branch: int, logits: torch.Tensor) -> 
         return  # compiled code has its branch built in
 
     def select(_: torch.Tensor) -> None:
-        torch.autograd.Variable._execution_engine.queue_callback(partial(select_branch, model, None))
+        call_after_backward(partial(select_branch, model, None))
         select_branch(model, branch)
 
     logits.register_hook(select)
@@ -85,7 +85,7 @@ def branch_logits(
     if num_branches == 1:
         return _main_logits(model, images).unsqueeze(0)
     if isinstance(model, OptimizedModule):
-        torch._dynamo.maybe_mark_dynamic(images, 0)  # or a smaller last batch would compile again
+        mark_dynamic(images, 0)  # or a smaller last batch would compile again
     logits = []
     for branch in range(num_branches) if branches is None else branches:
         with select_branch(model, branch):

@@ -6,12 +6,13 @@ from contextlib import contextmanager
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from .upstream import AnyBatchNorm, current_graph_task
 
 
 def is_backward() -> bool:
     """Whether backward is running, in which gradient checkpointing computes activations again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and current_graph_task() != -1
 
 
 def check_drawn(branches: Sequence[int] | None, num_branches: int) -> tuple[int, ...] | None:
@@ -121,7 +122,7 @@ class MultiBranchNetwork(MultiBranch):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.branch is not None and is_backward():
             network = self.branches[self.branch]
-            with _frozen_statistics([module for module in network.modules() if isinstance(module, _BatchNorm)]):
+            with _frozen_statistics([module for module in network.modules() if isinstance(module, AnyBatchNorm)]):
                 return network(x)
         return super().forward(x)
 

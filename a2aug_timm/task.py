@@ -4,7 +4,6 @@ from math import comb
 from typing import Any
 
 import torch
-from timm.models._manipulate import group_with_matcher
 from timm.task import DistillationTeacher, TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
@@ -21,6 +20,7 @@ from .branches import (
 from .logits import joint_logits
 from .loss import A2AugLoss, temperature_kl
 from .multi_branch import check_drawn
+from .upstream import allow_graphs, group_with_matcher
 
 
 class _A2AugModule(nn.Module):
@@ -157,13 +157,8 @@ class A2AugTask(TrainingTask):
 
     def compile(self, backend: str = 'inductor', mode: str | None = None, **kwargs) -> nn.Module:
         """Compile network and loss in one graph per set of drawn branches, and for eval the network once per branch."""
-        num_branches, config = self._module().loss.num_branches, torch._dynamo.config
-        num_graphs = comb(num_branches, self.num_views) + self.starts_late + 2 * num_branches
-        # The second of each pair is torch 2.6's name.
-        for names in (('recompile_limit', 'cache_size_limit'),
-                      ('accumulated_recompile_limit', 'accumulated_cache_size_limit')):
-            limit = next(name for name in names if hasattr(config, name))
-            setattr(config, limit, max(getattr(config, limit), num_graphs))
+        num_branches = self._module().loss.num_branches
+        allow_graphs(comb(num_branches, self.num_views) + self.starts_late + 2 * num_branches)
         self.eval_model = torch.compile(self._module().model, backend=backend, mode=mode, **kwargs)
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **kwargs)
         return self.eval_model

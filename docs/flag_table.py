@@ -21,12 +21,12 @@ with the sentence that stands here. The flags of A²-Aug itself are in the READM
 def flag_table() -> str:
     """The whole page."""
     lines = [HEAD]
-    for group in train_parser()._action_groups:
-        actions = [action for action in group._group_actions if not action.dest.startswith(('a2aug', 'help', 'config'))]
+    for title, flags in train_parser().flags().items():
+        actions = [action for action in flags if not action.dest.startswith(('a2aug', 'help', 'config'))]
         if not actions:
             continue
-        title = group.title.capitalize() if group.title.islower() else group.title
-        lines += [f'## {title}', '', '| flag | default | with branches |', '|---|---|---|']
+        heading = title.capitalize() if title.islower() else title
+        lines += [f'## {heading}', '', '| flag | default | with branches |', '|---|---|---|']
         lines += [f'| {_names(action)} | {_default(action)} | {_with_branches(action.dest)} |' for action in actions]
         lines.append('')
     return '\n'.join(lines)

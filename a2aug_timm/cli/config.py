@@ -55,6 +55,10 @@ class StrictParser(argparse.ArgumentParser):
         """Default of each argument."""
         return {action.dest: action.default for action in self._actions}
 
+    def flags(self) -> dict[str, list[argparse.Action]]:
+        """Flags of each group, by the group's title; argparse has no public list of them."""
+        return {group.title or '': list(group._group_actions) for group in self._action_groups}
+
     def changed(self, args: argparse.Namespace) -> set[str]:
         """Names of the arguments that differ from their defaults."""
         defaults = self.defaults

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import timm.data
 from PIL import Image
-from timm.data.dataset_factory import _EVAL_SYNONYM, _TORCH_BASIC_DS, _TRAIN_SYNONYM
 from torch.utils.data import Dataset, IterableDataset
 
+from ..upstream import EVAL_SYNONYMS, TORCH_DATASETS, TRAIN_SYNONYMS
 from .torchvision_datasets import DATASETS, create_torchvision_dataset
 
 _KINDS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
-_SPLITS = (*_TRAIN_SYNONYM, *_EVAL_SYNONYM)
+_SPLITS = (*TRAIN_SYNONYMS, *EVAL_SYNONYMS)
 
 _NUM_VALIDATION_DIGITS = 360
 
@@ -136,12 +136,12 @@ def is_stream(dataset: Dataset) -> bool:
 def check_split(name: str, root: str, split: str, allow_no_split: bool = False) -> None:
     """Raise ``ValueError`` where timm would silently take the whole folder, or the test images, for a split."""
     kind = prefix_of(name)
-    if kind == 'torch' and name.lower().removeprefix('torch/') in _TORCH_BASIC_DS and split not in (*_SPLITS, 'test'):
+    if kind == 'torch' and name.lower().removeprefix('torch/') in TORCH_DATASETS and split not in (*_SPLITS, 'test'):
         raise ValueError(f"'{name}' has the splits train and validation, not '{split}'")
     is_folder = not kind or name.lower() in ('torch/image_folder', 'torch/folder')
     if not is_folder or not os.path.isdir(root):
         return
-    synonyms = next((names for names in (_TRAIN_SYNONYM, _EVAL_SYNONYM) if split in names), ())
+    synonyms = next((names for names in (TRAIN_SYNONYMS, EVAL_SYNONYMS) if split in names), ())
     if any(os.path.isdir(os.path.join(root, folder)) for folder in (split.split('[')[0], *synonyms)):
         return
     if not allow_no_split or any(os.path.isdir(os.path.join(root, folder)) for folder in _SPLITS):

@@ -5,6 +5,8 @@ import numpy as np
 from timm.data import ImageDataset
 from torch.utils.data import Dataset
 
+from ..upstream import LABEL_ATTRIBUTES
+
 
 def hold_out(targets: Sequence[int], size: int | float) -> tuple[list[int], list[int]]:
     """Split the images into two parts, each with the class proportions of the whole.
@@ -87,7 +89,7 @@ def targets_of(dataset: Dataset) -> list[int]:
             return list(reader.dataset[reader.label_key])
         targets = getattr(reader, 'targets', None)
         return [sample[1] for sample in reader.samples] if targets is None else list(targets)
-    for name in ('targets', 'labels', '_labels'):  # torchvision's data sets use different names
+    for name in LABEL_ATTRIBUTES:
         if hasattr(dataset, name):
             return [int(target) for target in getattr(dataset, name)]
     raise ValueError(f'{type(dataset).__name__} has no list of the classes of its images, which a class-balanced part '

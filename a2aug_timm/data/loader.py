@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from timm.data import AugMixDataset, IterableImageDataset
 from timm.data.distributed_sampler import RepeatAugSampler
-from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader, _worker_init, fast_collate
+from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader, fast_collate
 from timm.data.random_erasing import RandomErasing
 from timm.data.scheduled_sampler import ScheduledBatchSampler, ScheduledTransformDataset
 from torch.utils.data import (
@@ -22,6 +22,7 @@ from torch.utils.data import (
 from torch.utils.data import default_collate as torch_collate
 from torchvision.transforms import Compose
 
+from ..upstream import worker_init
 from .draw import BranchDraw, DrawnBatches
 
 
@@ -96,7 +97,7 @@ def create_train_loader(
         images.set_loader_cfg(num_workers=num_workers)
     loader = (MultiEpochsDataLoader if keeps_running else DataLoader)(
         dataset, num_workers=num_workers, collate_fn=collate or (fast_collate if prefetch else torch_collate),
-        pin_memory=pin_memory, worker_init_fn=partial(_worker_init, worker_seeding=worker_seeding),
+        pin_memory=pin_memory, worker_init_fn=partial(worker_init, worker_seeding=worker_seeding),
         persistent_workers=num_workers > 0, **batches)
     return loader if prefetch is None else prefetch.wrap(loader)
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models._hub import save_config_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
 from ..branches import create_branches, networks_of
 from ..engine.checkpoint import read_checkpoint
 from ..engine.record import is_model_config
+from ..upstream import save_config_for_hf
 
 # Arguments of timm.create_model that choose weights to load, and those that a description has fields of its own for.
 _NO_MODEL_ARGS = {

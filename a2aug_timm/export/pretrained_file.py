@@ -6,6 +6,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from ..upstream import timm_factory
 from .config import read_config
 
 
@@ -40,5 +41,5 @@ def add_pretrained_file() -> None:
         return original(model_name, pretrained_cfg_overlay=overlay, **kwargs)
 
     create_model.takes_pretrained_file = True  # type: ignore[attr-defined]
-    for module in (timm, timm.models, timm.models._factory):
+    for module in (timm, timm.models, timm_factory):
         module.create_model = create_model  # type: ignore[attr-defined]

@@ -4,8 +4,9 @@ from typing import Any, Literal
 import torch
 from timm.layers import ClassifierHead, get_device_dtype
 from timm.models import build_model_with_cfg, checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import nn
+
+from ..upstream import feature_take_indices
 
 # Statistics of CIFAR-10's training images, as in AutoAugment's code (tensorflow/models,
 # research/autoaugment/data_utils.py).

@@ -11,6 +11,7 @@ import torch
 
 from ..cli.checks import check_common, check_model, dataset_kind, flag, warn
 from ..data.datasets import check_split
+from ..upstream import compile_modes
 
 _COMPILERS = ('torchscript', 'torchcompile', 'aot_autograd')
 # Flag -> the flags of which it needs at least one to have an effect.
@@ -79,7 +80,7 @@ def _check_compilation(args: argparse.Namespace) -> None:
     if args.torchcompile != 'inductor':
         warn(f'--torchcompile-mode has no effect on the backend {args.torchcompile}')
         return
-    modes = list(torch._inductor.list_mode_options())
+    modes = compile_modes()
     if args.torchcompile_mode not in modes:
         raise ValueError(f"--torchcompile-mode must be one of {', '.join(modes)}, got '{args.torchcompile_mode}'")
 

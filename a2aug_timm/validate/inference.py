@@ -11,6 +11,8 @@ from timm.layers import apply_test_time_pool, set_fast_norm
 from timm.utils import reparameterize_model, set_jit_fuser
 from torch import nn
 
+from ..upstream import TorchDynamoException, has_fast_norm
+
 _logger = logging.getLogger('validate')
 
 
@@ -28,7 +30,7 @@ def set_backends(args: argparse.Namespace) -> None:
 def fuse(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     """Put a model in eval mode, and re-parameterise it if asked for."""
     model.eval()
-    if args.fast_norm and not any(getattr(module, '_fast_norm', False) for module in model.modules()):
+    if args.fast_norm and not any(has_fast_norm(module) for module in model.modules()):
         _logger.warning('--fast-norm changes nothing: %s has no norm layer with a fast form', type(model).__name__)
     if not args.reparam:
         return model
@@ -79,7 +81,7 @@ def place(args: argparse.Namespace, model: nn.Module) -> nn.Module:
             except Exception as error:  # whatever the compiler meets in a model's source
                 raise ValueError(f'{type(model).__name__} cannot be scripted: {first_line(error)}') from error
     elif args.torchcompile:
-        torch._dynamo.reset()  # of several models each may be compiled as often as one
+        torch.compiler.reset()  # of several models each may be compiled as often as one
         model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
     elif args.aot_autograd:
         model = FusedByShape(model)
@@ -122,7 +124,7 @@ def compilation_errors(args: argparse.Namespace) -> Iterator[None]:
         return
     try:
         yield
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except TorchDynamoException as error:
         lines = ' '.join(line.strip() for line in str(error).splitlines()[:2])
         raise ValueError(f'--torchcompile {args.torchcompile} failed: {lines}') from error
 

@@ -20,7 +20,8 @@ def held_against(parser, rows):
 
     Ours may bound a number, name the choices that timm checks later, and count the values that timm leaves open.
     """
-    actions = {name: action for action in parser._actions for name in action.option_strings or [action.dest]}
+    actions = {name: action for flags in parser.flags().values() for action in flags
+               for name in action.option_strings or [action.dest]}
     for row in rows:
         for name in row['flags'].split():
             action = actions.get(name)

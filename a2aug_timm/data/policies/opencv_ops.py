@@ -17,6 +17,7 @@ from PIL import Image
 from timm.data import auto_augment
 from torchvision.transforms import Compose
 
+from ...upstream import draw_interpolation
 from .published_ops import ops_of
 from .published_ops import posterize as pillow_posterize
 
@@ -71,14 +72,14 @@ def _affine(img: np.ndarray, matrix: tuple[float, ...], resample: Any, fillcolor
     """Sample at ``(a·x + b·y + c, d·x + e·y + f)``, like Pillow's ``transform``, whose origin is a pixel corner."""
     a, b, c, d, e, f = matrix
     centred = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
-    flags = _INTERPOLATION[auto_augment._interpolation({'resample': resample})] | cv2.WARP_INVERSE_MAP
+    flags = _INTERPOLATION[draw_interpolation({'resample': resample})] | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(img, centred, img.shape[1::-1], flags=flags, borderMode=cv2.BORDER_CONSTANT,
                           borderValue=fillcolor)
 
 
 def _shift(img: np.ndarray, pixels: float, axis: int, resample: Any, fillcolor: Any) -> np.ndarray:
     """Sample ``pixels`` further along an axis; bilinear results are weighted sums of two shifted images."""
-    resample = auto_augment._interpolation({'resample': resample})
+    resample = draw_interpolation({'resample': resample})
     if resample != Image.BILINEAR:
         return _affine(img, (1, 0, 0 if axis == 0 else pixels, 0, 1, pixels if axis == 0 else 0), resample, fillcolor)
     size, whole = img.shape[axis], math.floor(pixels)

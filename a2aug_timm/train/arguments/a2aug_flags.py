@@ -59,8 +59,7 @@ def add_a2aug(parser: StrictParser) -> None:
         'a2aug_policies': {'a2aug_seed', 'a2aug_space', *space}, 'a2aug_space': named | space,
         **dict.fromkeys(['a2aug_seed', *space], named)})
     # One branch on the command line is the plain baseline of a recipe of A²-Aug.
-    parser.switches_off['a2aug_branches', 1] = {
-        action.dest for action in parser._actions if action.dest.startswith('a2aug_')}
+    parser.switches_off['a2aug_branches', 1] = {name for name in parser.defaults if name.startswith('a2aug_')}
 
 
 def logit_scale(value: str) -> str | float:
