@@ -9,6 +9,7 @@ from .data.policies import MultiPolicyRandAugment, sample_policies
 from .export import export_branch
 from .export.pretrained_file import add_pretrained_file
 from .loss import A2AugLoss
+from .merge import estimate_statistics, merge_branches
 from .multi_branch import MultiBranchBN, MultiBranchNetwork, MultiBranchNorm
 from .task import A2AugTask
 
@@ -23,8 +24,10 @@ __all__ = [
     'add_pretrained_file',
     'convert_multi_branch_bn',
     'convert_multi_branch_norm',
+    'estimate_statistics',
     'export_branch',
     'extract_branch',
+    'merge_branches',
     'models',
     'sample_policies',
     'select_branch',

@@ -7,7 +7,7 @@ import pytest
 from tests import ROOT
 
 PACKAGE = ROOT / 'a2aug_timm'
-METHOD = ('multi_branch', 'branches', 'logits', 'loss', 'task')
+METHOD = ('multi_branch', 'branches', 'merge', 'logits', 'loss', 'task')
 LIBRARY = {'method', 'data', 'engine', 'export'}
 MAY_IMPORT = {
     'method': set(),

@@ -63,13 +63,18 @@ def check_common(args: argparse.Namespace, explicit: set[str]) -> None:
     """Check data set and device. Raises ``ValueError``."""
     check_dataset(args.dataset, args.data_dir, args.dataset_download)
     check_dataset_flags(args)
-    try:
-        torch.device(args.device)
-    except RuntimeError as error:
-        raise ValueError(f"there is no device '{args.device}'") from error
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        raise ValueError(f'there is no GPU for --device {args.device}')
+    check_device(args.device)
     warn_of_emulation(args)
+
+
+def check_device(name: str) -> None:
+    """Raise ``ValueError`` if torch has no such device."""
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"there is no device '{name}'") from error
+    if name.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f'there is no GPU for --device {name}')
 
 
 def warn_of_emulation(args: argparse.Namespace) -> None:

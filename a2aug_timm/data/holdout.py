@@ -8,6 +8,27 @@ from torch.utils.data import Dataset
 from ..upstream import LABEL_ATTRIBUTES
 
 
+def split_training_images(
+        dataset: Dataset,
+        holdout: int | float | None,
+        subset: int | float | None,
+) -> tuple[list[int] | None, list[int] | None]:
+    """Split training images as ``--holdout`` and ``--train-subset`` say; see ``hold_out`` and ``take_subset``.
+
+    Returns:
+        Indices of the images to train on (None for all) and of those held out (None without a holdout).
+
+    Raises:
+        ValueError: There are not enough images, or the data set has no list of their classes.
+    """
+    indices = held = None
+    if holdout is not None:
+        indices, held = hold_out(targets_of(dataset), holdout)
+    if subset is not None:
+        indices = take_subset(targets_of(dataset), subset, indices)
+    return indices, held
+
+
 def hold_out(targets: Sequence[int], size: int | float) -> tuple[list[int], list[int]]:
     """Split the images into two parts, each with the class proportions of the whole.
 

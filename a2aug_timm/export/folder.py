@@ -46,10 +46,31 @@ def export_branch(
         raise ValueError(f'there is no branch {branch}; a plain model is branch 0')
     else:
         plain = unwrap_model(model)
-    config = model_config(plain, data_config, label_names)
-    metadata = {**(metadata or {}), 'branch': branch}
+    export_model(plain, folder, data_config=data_config, label_names=label_names,
+                 metadata={**(metadata or {}), 'branch': branch})
+
+
+def export_model(
+        model: nn.Module,
+        folder: str | Path,
+        *,
+        data_config: dict[str, Any] | None = None,
+        label_names: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+) -> None:
+    """Write a plain model as ``export_branch`` does; the metadata are written as they are.
+
+    Args:
+        model: Plain model that ``timm.create_model`` built.
+        folder: Created if missing.
+        data_config: Preprocessing of the images, see ``model_config``.
+        label_names: Name of each class.
+        metadata: JSON values that describe the model.
+    """
+    metadata = metadata or {}
+    config = model_config(model, data_config, label_names)
     # A copy of each tensor, since safetensors takes neither strided nor shared ones.
-    state_dict = {key: value.detach().cpu().contiguous().clone() for key, value in plain.state_dict().items()}
+    state_dict = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     checkpoint = {'arch': config['architecture'], 'state_dict': state_dict, 'config': config, 'metadata': metadata}
     metrics = metadata.get('metrics')
     if isinstance(metrics, dict) and 'top1' in metrics:

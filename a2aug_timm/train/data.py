@@ -14,7 +14,7 @@ from ..cli.resolve import dtype_of
 from ..data.cutout import Cutout
 from ..data.datasets import create_dataset, is_stream, names_of_classes
 from ..data.draw import BranchDraw
-from ..data.holdout import hold_out, take_subset, targets_of
+from ..data.holdout import split_training_images
 from ..data.loader import Prefetch, create_train_loader, split_dataset
 from ..data.mixup import CollateMixedViews, CollateMixup, MixupOfViews
 from ..data.skipping import SkippingDataset
@@ -62,16 +62,14 @@ def build_datasets(
     names = names_of_classes(images)
     if names and len(names) > num_classes:
         raise ValueError(f'the data has {len(names)} classes, the model {num_classes}; give --num-classes')
-    eval_set = test_set = indices = None
+    eval_set = test_set = None
     if args.val_split:
         eval_set = create_dataset(
             args.dataset, args.data_dir, args.val_split, class_names=names, num_samples=args.val_num_samples, **kwargs)
         eval_set = eval_set if is_stream(eval_set) else SkippingDataset(eval_set, mode)
-    if args.holdout is not None:
-        indices, held = hold_out(targets_of(images), args.holdout)
+    indices, held = split_training_images(images, args.holdout, args.train_subset)
+    if held is not None:
         eval_set, test_set = SkippingDataset(images, mode, held), eval_set
-    if args.train_subset is not None:
-        indices = take_subset(targets_of(images), args.train_subset, indices)
     return Datasets(_training_set(args, images, mode, indices, rank), eval_set, test_set)
 
 

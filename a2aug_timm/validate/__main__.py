@@ -172,11 +172,16 @@ def measure(args: argparse.Namespace, candidate: Candidate, batch_size: int) -> 
         on_batch=lambda batch: log_batch(batch, num_batches, args.log_freq))
     if num_skipped := dataset.take_num_skipped() if isinstance(dataset, SkippingDataset) else 0:
         _logger.warning('Skipped %d broken images', num_skipped)
-    labels = branch_labels([row.get('policy') or row['model'] for row in rows], candidate.branches.sizes)
+    labels = branch_labels([label_of(row) for row in rows], candidate.branches.sizes)
     print_table(args.checkpoint or args.model, branch_table(labels, metrics, mu, best=None))
     return describe(rows, metrics, dict(
         param_count=round(candidate.param_count / 1e6, 2), img_size=data_config['input_size'][-1],
         crop_pct=data_config['crop_pct'], interpolation=data_config['interpolation']))
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """Label of a model in the table: its policy, ``merged`` for merged branches, else its architecture."""
+    return 'merged' if row.get('branch') == 'merged' else row.get('policy') or row['model']
 
 
 def predict(

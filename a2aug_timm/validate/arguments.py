@@ -6,6 +6,7 @@ from timm.utils import ParseKwargs
 from ..cli.config import StrictParser
 from ..cli.flag_types import COUNT, COUNT_OR_ZERO
 from ..cli.shared_arguments import add_input, add_source
+from ..cli.training_images import NUM_IMAGES
 
 
 def validate_parser() -> StrictParser:
@@ -52,8 +53,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
              'a file of names')
     add('--checkpoint', default='', metavar='PATH',
         help='checkpoint file, folder that was exported, or folder of checkpoints, each evaluated')
-    add('--branch', default='best', metavar='I|best|all',
-        help='branch of a multi-branch checkpoint; all adds the ensemble')
+    add('--branch', default='best', metavar='I|best|all|merged',
+        help='branch of a multi-branch checkpoint; all adds the ensemble, merged is the mean of all branches')
+    add('--merge-images', type=COUNT, default=NUM_IMAGES, metavar='N',
+        help="training images that the statistics of --branch merged are estimated on, at most "
+             f'(default: {NUM_IMAGES})')
+    add('--merge-data-dir', default=None, metavar='DIR', help="folder of these images (default: the run's)")
     add('--pretrained', action='store_true', help="use timm's pretrained weights, as without --checkpoint")
     add('--use-ema', action='store_true', help='use the EMA weights of the checkpoint')
     add_input(group)

@@ -43,6 +43,7 @@ def check_validate(args: argparse.Namespace, explicit: set[str], entries: list[t
         check_model(name)
     check_common(args, explicit)
     _check_combinations(args, explicit)
+    _check_merge(args, explicit)
     _check_compilation(args)
     _check_packages(args)
     _check_files(args)
@@ -64,6 +65,12 @@ def _check_combinations(args: argparse.Namespace, explicit: set[str]) -> None:
         warn('--fast-norm has no effect without --amp, nor with --torchscript')
     if args.tf_preprocessing and dataset_kind(args.dataset, args.data_dir) not in ('a folder', 'a tar file'):
         raise ValueError(f'--tf-preprocessing reads the bytes of images in a folder, not {args.dataset}')
+
+
+def _check_merge(args: argparse.Namespace, explicit: set[str]) -> None:
+    for name in ('merge_images', 'merge_data_dir'):
+        if name in explicit and args.branch != 'merged':
+            warn(f'{flag(name)} has no effect without --branch merged')
 
 
 def _check_compilation(args: argparse.Namespace) -> None:

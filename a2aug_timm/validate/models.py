@@ -13,9 +13,10 @@ from torch import nn
 from ..branches import extract_branch
 from ..cli.checks import flag
 from ..cli.config import user_error_from
+from ..cli.training_images import training_batches
 from ..engine.checkpoint import load_weights, read_checkpoint
 from ..engine.record import CheckpointRecord, record_of
-from ..export import create_from_config, load_branches, read_config
+from ..export import create_from_config, load_branches, load_merged, read_config
 
 # timm's pretrained weights that are not ImageNet-1k classifiers.
 _NO_IMAGENET_CLASSIFIER = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
@@ -27,7 +28,8 @@ class Branches:
 
     Attributes:
         models: One plain model per branch, all of one architecture.
-        rows: Description of each: ``model``, and for a branch ``branch``, ``policy`` and ``mu``.
+        rows: Description of each: ``model``, and for a branch ``branch``, ``policy`` and ``mu``; for merged branches
+            ``num_merge_images``, the number of images that their statistics were estimated on.
         label_names: Names of the classes, where the checkpoint holds them.
         num_branches: Number of branches of the checkpoint.
         sizes: Image size of each model, where they differ.
@@ -118,6 +120,8 @@ def _load_run(
         source: str,
 ) -> Branches:
     _check_config(args, explicit, record.config)
+    if args.branch == 'merged':
+        return _load_merged(args, explicit, checkpoint, record, source)
     model = load_branches(checkpoint, source, use_ema=True if args.use_ema else None)
     num_branches = record.num_model_branches
     branches = record.resolve(args.branch)
@@ -129,6 +133,22 @@ def _load_run(
     for row, size in zip(rows, sizes or (), strict=False):
         row['img_size'] = size
     return Branches(models, rows, record.config.get('label_names'), num_branches, sizes)
+
+
+def _load_merged(
+        args: argparse.Namespace,
+        explicit: set[str],
+        checkpoint: dict[str, Any],
+        record: CheckpointRecord,
+        source: str,
+) -> Branches:
+    batches = training_batches(
+        checkpoint.get('args') or {}, record.data_config_of(0), args.merge_images, data_dir=args.merge_data_dir,
+        data_dir_flag='--merge-data-dir', device=args.device, num_workers=args.workers)
+    model, num_images = load_merged(checkpoint, source, batches, args.device, use_ema=True if args.use_ema else None)
+    row = {'model': record.config['architecture'], 'branch': 'merged', 'policy': None, 'num_merge_images': num_images}
+    return Branches(
+        [model], [row], record.config.get('label_names'), record.num_branches, _sizes_of(args, explicit, record, [0]))
 
 
 def _sizes_of(
