@@ -45,12 +45,13 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_the_wheel_carries_the_whole_package_and_every_recipe_and_nothing_else(wheel):
+def test_the_wheel_carries_the_whole_package_and_every_recipe_and_policy_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         carried = {name for name in archive.namelist() if '.dist-info/' not in name}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'a2aug_timm').rglob('*.py')}
     recipes = {f'a2aug_timm/{path.relative_to(ROOT).as_posix()}' for path in (ROOT / 'hparams').rglob('*.yaml')}
     assert len(recipes) >= 45
+    assert sum(name.startswith('a2aug_timm/hparams/policies/') for name in recipes) >= 7
     assert carried == modules | recipes | {'a2aug_timm/py.typed'}
 
 

@@ -7,6 +7,9 @@ A file is JSON (``.json``) or YAML. It holds a list of sub-policies, each a list
 
 or a mapping with that list as ``sub_policies`` and, optionally, ``translate`` and ``cutout``: the shift and the side of
 the square at magnitude 10 as shares of the image side, for papers whose ranges differ from AutoAugment's.
+
+The package ships published policies in this format, in ``hparams/policies/``; they are found by name, without a path:
+``file:fast_autoaugment_cifar10``.
 """
 import json
 import random
@@ -19,6 +22,7 @@ import yaml
 from PIL import Image
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP, AutoAugment
 
+from ..shipped import is_file, nearest_name, shipped_policies
 from .published_ops import PublishedOp, identity, op_settings
 
 
@@ -77,9 +81,13 @@ FILE_OPS: dict[str, tuple[Callable, Callable | None]] = {
 def read_policy_file(path: str | Path) -> PolicyFile:
     """Read and check a policy file.
 
+    Args:
+        path: A file, or the name of a published policy that the package ships. A file of that name wins.
+
     Raises:
         ValueError: The file is missing or not in this format.
     """
+    path = _found(path)
     try:
         text = Path(path).read_text(encoding='utf-8')
         content = json.loads(text) if Path(path).suffix == '.json' else yaml.safe_load(text)
@@ -97,6 +105,18 @@ def read_policy_file(path: str | Path) -> PolicyFile:
         if not _is_number(value, 1):
             raise ValueError(f"policy file '{path}': {name} must be a share of the image side, 0 to 1, got {value!r}")
     return PolicyFile(tuple(_checked(sub_policy, path) for sub_policy in content), **ranges)
+
+
+def _found(path: str | Path) -> str | Path:
+    """A path as it is, or the path of the published policy that a name without folders stands for."""
+    if is_file(path) or Path(path).name != str(path):
+        return path
+    policies = shipped_policies()
+    name = str(path).removesuffix('.yaml')
+    if name not in policies:
+        raise ValueError(f"policy file '{path}' cannot be read: there is no such file and no such published policy"
+                         f'{nearest_name(name, policies)}')
+    return policies[name]
 
 
 def _checked(sub_policy: Any, path: str | Path) -> tuple[tuple[str, float, float], ...]:
@@ -122,7 +142,7 @@ def create_file_policy(path: str | Path, mean: Sequence[float], interpolation: s
     """The policy of a file: for each image one sub-policy at random, whose ops are applied in order.
 
     Args:
-        path: The policy file.
+        path: The policy file, or the name of a shipped one.
         mean: Per-channel mean in 0..1 that fills uncovered pixels.
         interpolation: Pillow resampling of the geometric ops; ``random`` is bilinear or bicubic at random.
 

@@ -8,6 +8,7 @@ auto-augment strings (``rand-m9-n2-p1.0``) and mean exactly what timm's ``--aa``
 - ``ta``: TrivialAugment (wide), as torchvision ships it;
 - ``mix:P1,P2,…``: one of these policies at random for each image;
 - ``file:PATH``: one sub-policy of a JSON or YAML file at random for each image, see ``files``;
+  ``file:dada_cifar10`` and other published policies ship with the package and need no path;
 - ``none``: the image itself.
 """
 import re
