@@ -16,8 +16,9 @@ FILES = sorted(str(path.relative_to(HPARAMS)) for path in HPARAMS.rglob('*.yaml'
 FAST = {
     'quickstart.yaml', 'fashion_mnist.yaml', 'cifar10/wide_resnet40_2_cutout.yaml',
     'cifar10/shake_shake26_2x32d_aa.yaml', 'cifar10/pyramidnet272_a200_shakedrop_ra.yaml',
-    'cifar100/wide_resnet40_2_a2aug.yaml', 'cifar100/shake_shake26_2x96d_baseline.yaml',
-    'imagenet/resnet50_a2aug.yaml', 'imagenet/resnet50_a2aug_multiscale.yaml'}
+    'cifar100/wide_resnet40_2_fastaa.yaml', 'cifar100/wide_resnet40_2_a2aug.yaml',
+    'cifar100/shake_shake26_2x96d_baseline.yaml', 'imagenet/resnet50_a2aug.yaml',
+    'imagenet/resnet50_a2aug_multiscale.yaml'}
 spec = importlib.util.spec_from_file_location('recipes', ROOT / 'docs' / 'recipes.py')
 recipes = sys.modules['recipes'] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(recipes)
@@ -39,11 +40,12 @@ def test_no_recipe_forces_bfloat16_which_many_processors_emulate_slowly():
 def test_every_cell_of_the_papers_tables_has_a_recipe():
     expected = {recipe.path: recipe.expected for recipe in recipes.recipes()}
     columns = {method: sum(path.endswith(f'_{method}.yaml') for path in expected) for method in recipes.METHODS}
-    assert columns == {'baseline': 10, 'cutout': 7, 'aa': 10, 'ra': 5, 'a2aug': 10}
+    assert columns == {'baseline': 10, 'cutout': 7, 'aa': 10, 'fastaa': 10, 'dada': 9, 'ra': 5, 'a2aug': 10}
     for text, path in (('98.9', 'cifar10/pyramidnet272_a200_shakedrop_a2aug'),
                        ('81.3', 'cifar100/wide_resnet40_2_a2aug'),
                        ('74.7', 'imagenet/resnet50_a2aug_shared_bn'), ('81.5', 'imagenet/resnet200_a2aug'),
-                       ('79.1', 'imagenet/resnet50_a2aug_multiscale'), ('85.2', 'cifar100/wide_resnet28_10_a2aug')):
+                       ('79.1', 'imagenet/resnet50_a2aug_multiscale'), ('85.2', 'cifar100/wide_resnet28_10_a2aug'),
+                       ('80.6', 'imagenet/resnet200_fastaa'), ('84.7', 'cifar100/shake_shake26_2x96d_dada')):
         assert expected[f'{path}.yaml'].startswith(text)
 
 
