@@ -39,7 +39,7 @@ def test_valid_labels_leave_the_logits_of_the_datas_classes(run, branches, plain
     check(results(*argv, *every), logits, target)
     for text, words in (('0\n1', 'the data has 6 classes, but --valid-labels names 2'), ('0\n0', 'a class index twice'),
                         ('0\n1\n4\n5\n7\n10', 'holds class 10, the model has 10'), ('', 'no class index'),
-                        ('0\nx', "a class index a line, not 'x'")):
+                        ('0\nx', "one class index per line, not 'x'")):
         argv[-1].write_text(text)
         assert words in refused(*argv, '--checkpoint', plain, *PLAIN)
     argv[-1].write_text('0\n1\n2\n3\n4\n5')

@@ -3,45 +3,57 @@ import pytest
 import timm
 import torch
 
+from a2aug_timm.cli.resolve import resolve_common
 from a2aug_timm.validate import checks as validate_checks
 from a2aug_timm.validate import inference
+from a2aug_timm.validate.arguments import validate_parser
 from tests.validate.reference import DIGITS
 
 
 @pytest.mark.parametrize('argv, words', [
     (['--branch', '3'], "no branch '3'; this checkpoint has branches 0 to 2"), (['--branch', 'first'], 'no branch'),
     (['--model', 'resnet18'], '--model resnet18 contradicts'), (['--num-classes', '4'], '--num-classes 4 contradicts'),
-    (['--use-ema'], 'no EMA'), (['--results-format', 'xml'], '--results-format must be one of'),
+    (['--use-ema'], 'no EMA'), (['--results-format', 'xml'], "--results-format: invalid choice: 'xml'"),
     (['--checkpoint', 'nowhere.pth'], "no checkpoint 'nowhere.pth'"), (['--crop-pct', '0'], 'above 0'),
-    (['--num-gpu', '0'], '--num-gpu must be at least 1'), (['--num-gpu', '2'], 'needs as many GPUs'),
-    (['--num-samples', '5'], '--num-samples has no effect on sklearn/digits; it is for hfids/, wds/'),
+    (['--num-gpu', '0'], '--num-gpu: must be at least 1'), (['--num-gpu', '2'], 'needs as many GPUs'),
     (['--input-key', 'x'], 'no effect'), (['--target-key', 'x'], 'it is for hfds/, hfids/, tfds/, wds/'),
-    (['--dataset-trust-remote-code'], 'no effect'), (['--dataset-download'], 'no effect'),
     (['--class-map', 'x'], 'no effect'), (['--pretrained'], '--pretrained does not go with --checkpoint'),
-    (['--model-dtype', 'float8'], '--model-dtype must be one of'),
-    (['--amp-dtype', 'float16'], '--amp-dtype has no effect without --amp'),
+    (['--model-dtype', 'float8'], "--model-dtype: invalid choice: 'float8'"),
     (['--amp', '--model-dtype', 'bfloat16'], '--amp needs a model in float32'),
     (['--torchscript', '--torchcompile'], 'not allowed with argument'),
     (['--torchcompile', '--aot-autograd'], 'not allowed with argument'),
     (['--torchcompile', 'indicator'], "no backend 'indicator'; this torch has"),
-    (['--torchcompile-mode', 'default'], 'no effect without --torchcompile'),
     (['--torchcompile', '--torchcompile-mode', 'fast'], '--torchcompile-mode must be one of default'),
-    (['--torchcompile', 'eager', '--torchcompile-mode', 'default'], 'no effect on the backend eager'),
-    (['--fuser', 'te'], '--fuser has no effect without --torchscript or --aot-autograd'),
-    (['--torchscript', '--fuser', 'nvfuser'], '--fuser must be one of te, old'),
-    (['--fast-norm'], '--fast-norm has no effect without --amp'),
+    (['--torchscript', '--fuser', 'nvfuser'], "--fuser: invalid choice: 'nvfuser'"),
     (['--real-labels', 'x.json'], "no file 'x.json' (--real-labels)"),
     (['--valid-labels', 'x.txt'], "no file 'x.txt' (--valid-labels)"),
     (['--valid-labels', 'README.md', '--real-labels', 'README.md'], '--real-labels does not go with --valid-labels'),
-    (['--metrics-avg', 'median'], 'invalid choice'), (['--naflex-max-seq-len', '64'], 'without --naflex-loader'),
+    (['--metrics-avg', 'median'], 'invalid choice'),
     (['--naflex-loader', '--crop-pct', '1'], '--crop-pct does not go with --naflex-loader'),
     (['--naflex-loader', '--test-pool'], '--test-pool does not go with'),
     (['--tf-preprocessing', '--no-prefetcher'], '--no-prefetcher does not go with --tf-preprocessing'),
-    (['--tf-preprocessing'], 'not sklearn/digits'), (['--results-format', 'json'], 'without --results-file'),
+    (['--tf-preprocessing'], 'not sklearn/digits'),
     (['--results-file', '/nowhere/r.csv'], 'no folder for --results-file')], ids=lambda value: ' '.join(value)[:50])
 def test_bad_input_is_one_sentence_and_exit_code_2(run, refused, argv, words, monkeypatch):
     monkeypatch.chdir(inference.__file__.rsplit('/', 3)[0])
     assert words in refused(*DIGITS, '--checkpoint', run / 'last.pth.tar', *argv)
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--num-samples', '5'], '--num-samples has no effect on sklearn/digits; it is for hfids/, wds/'),
+    (['--dataset-download'], '--dataset-download has no effect'),
+    (['--amp-dtype', 'float16'], '--amp-dtype has no effect without --amp'),
+    (['--torchcompile-mode', 'default'], 'no effect without --torchcompile'),
+    (['--torchcompile', 'eager', '--torchcompile-mode', 'default'], 'no effect on the backend eager'),
+    (['--fuser', 'te'], '--fuser has no effect without --torchscript or --aot-autograd'),
+    (['--fast-norm'], '--fast-norm has no effect without --amp'),
+    (['--naflex-max-seq-len', '64'], 'no effect without --naflex-loader'),
+    (['--results-format', 'json'], 'no effect without --results-file')], ids=lambda value: ' '.join(value)[:40])
+def test_a_flag_without_effect_is_warned_of(run, argv, words, caplog):
+    parser = validate_parser()
+    args, explicit = parser.parse([*DIGITS, '--checkpoint', str(run / 'last.pth.tar'), *argv])
+    validate_checks.check_validate(resolve_common(args, explicit), explicit, [(args.model, args.checkpoint)])
+    assert words in caplog.text
 
 
 def test_packages_that_are_missing_are_named(run, refused, monkeypatch, image_folder):
