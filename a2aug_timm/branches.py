@@ -144,7 +144,7 @@ class select_branch:  # noqa: N801, it reads as a function
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._selection.branch = self._before
 
 
@@ -215,9 +215,12 @@ def extract_branch(model: nn.Module, branch: int) -> nn.Module:
     cached = (value for module in model.modules() for cache in vars(module).values() if isinstance(cache, dict)
               for value in cache.values() if isinstance(value, torch.Tensor) and not value.is_leaf)
     memo = {id(value): value.detach().clone() for value in cached}
-    return _replace_modules(
-        copy.deepcopy(model, memo), lambda module: isinstance(module, MultiBranch),
-        lambda layer: _as_built(layer.branches[branch], layer.branch_class))
+
+    def plain(layer: nn.Module) -> nn.Module:
+        assert isinstance(layer, MultiBranch)
+        return _as_built(layer.branches[branch], layer.branch_class)
+
+    return _replace_modules(copy.deepcopy(model, memo), lambda module: isinstance(module, MultiBranch), plain)
 
 
 def _first_layer(model: nn.Module) -> MultiBranch:
@@ -238,7 +241,7 @@ def _as_built(norm: nn.Module, norm_class: type[nn.Module]) -> nn.Module:
         return norm
     built = norm_class(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     if isinstance(built, BatchNormAct2d):
-        built.act, built.drop = norm.act, norm.drop
+        built.act, built.drop = norm.get_submodule('act'), norm.get_submodule('drop')
     # The same parameters and buffers, with their dtype, device and requires_grad.
     for tensors in (norm.named_parameters(recurse=False), norm.named_buffers(recurse=False)):
         for name, tensor in tensors:

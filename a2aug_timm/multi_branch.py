@@ -2,6 +2,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -75,7 +76,7 @@ class MultiBranch(nn.Module):
         """Index of the selected branch; None is joint training."""
         return self.selection.branch
 
-    def drawn_branches(self) -> Sequence[nn.Module]:
+    def drawn_branches(self) -> nn.ModuleList | list[nn.Module]:
         """The ``V`` modules that a joint batch goes through, in the order of its views."""
         drawn = self.selection.drawn
         return self.branches if drawn is None else [self.branches[i] for i in drawn]
@@ -93,7 +94,7 @@ class MultiBranch(nn.Module):
                 f'a joint batch holds {len(drawn)} views of each image, but {x.shape[0]} rows are not a multiple')
         return drawn[0](x) if len(drawn) == 1 else self._joint(x, drawn)
 
-    def _joint(self, x: torch.Tensor, drawn: Sequence[nn.Module]) -> torch.Tensor:
+    def _joint(self, x: torch.Tensor, drawn: nn.ModuleList | list[nn.Module]) -> torch.Tensor:
         return torch.cat([branch(view) for branch, view in zip(drawn, x.chunk(len(drawn)), strict=True)])
 
     def extra_repr(self) -> str:
@@ -165,18 +166,18 @@ class MultiBranchBN(MultiBranchNorm):
                 return super().forward(x)
         return super().forward(x)
 
-    def _joint(self, x: torch.Tensor, drawn: Sequence[nn.Module]) -> torch.Tensor:
+    def _joint(self, x: torch.Tensor, drawn: nn.ModuleList | list[nn.Module]) -> torch.Tensor:
         if not self.shares_activation:
             return super()._joint(x, drawn)
         # Activating the whole batch at once keeps one copy of it for backward instead of two.
-        first, views = drawn[0], x.chunk(len(drawn))
-        kind = nn.SyncBatchNorm if isinstance(first, nn.SyncBatchNorm) else nn.BatchNorm2d
-        x = torch.cat([kind.forward(norm, view) for norm, view in zip(drawn, views, strict=True)])
+        first: Any = drawn[0]
+        kind: Any = nn.SyncBatchNorm if isinstance(first, nn.SyncBatchNorm) else nn.BatchNorm2d
+        x = torch.cat([kind.forward(norm, view) for norm, view in zip(drawn, x.chunk(len(drawn)), strict=True)])
         return first.act(first.drop(x))
 
 
 @contextmanager
-def _frozen_statistics(norms: Iterable[nn.Module]) -> Iterator[None]:
+def _frozen_statistics(norms: Iterable[Any]) -> Iterator[None]:
     """Let batch norms compute as in training, but keep their running statistics."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, count in before:

@@ -55,7 +55,7 @@ class _A2AugModule(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """Layer of a parameter for layer-wise learning rates, as the network defines it; μ belongs to the head."""
-        network = networks_of(self.model)[0]
+        network: Any = networks_of(self.model)[0]
         if not hasattr(network, 'group_matcher'):
             raise ValueError(f'{type(network).__name__} does not say which layer a parameter belongs to')
         plain = plain_parameter_names(self.model)
@@ -119,10 +119,16 @@ class A2AugTask(TrainingTask):
         if not 1 <= self.num_views <= num_branches:
             raise ValueError(f'a step trains 1 to {num_branches} of {num_branches} branches, got {num_views}')
         self.starts_late = starts_late
-        self.trainable_module = _A2AugModule(model, loss, branch_sizes, sequential)
+        self.trainable_module: nn.Module = _A2AugModule(model, loss, branch_sizes, sequential)
 
-    def _module(self, ema: bool = False) -> _A2AugModule | None:
-        module = self.get_trainable_module(ema=ema)
+    def _module(self, ema: bool = False) -> _A2AugModule:
+        module = self._unwrapped(None, ema)
+        assert module is not None, 'this task has no EMA'
+        return module
+
+    def _unwrapped(self, module: nn.Module | None, ema: bool) -> _A2AugModule | None:
+        """The given module without DDP and compilation (default: the task's own, None for an EMA that is off)."""
+        module = self.get_trainable_module(ema=ema) if module is None else module
         return None if module is None else unwrap_model(module)
 
     @property
@@ -148,27 +154,35 @@ class A2AugTask(TrainingTask):
         if self.has_ema():
             synchronize_branches(self._module(ema=True).model, source=source)
 
-    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs) -> 'A2AugTask':
+    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> 'A2AugTask':
         """Wrap network and loss in DDP, which looks for unused parameters if a step may leave branches out."""
         if self.num_views < self._module().loss.num_branches or self.starts_late:
             ddp_kwargs.setdefault('find_unused_parameters', True)
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
-    def compile(self, backend: str = 'inductor', mode: str | None = None, **kwargs) -> nn.Module:
+    # timm's tasks return the compiled model, torch's modules nothing.
+    def compile(  # type: ignore[override]
+            self,
+            backend: str = 'inductor',
+            mode: str | None = None,
+            **kwargs: Any,
+    ) -> nn.Module:
         """Compile network and loss in one graph per set of drawn branches, and for eval the network once per branch."""
         num_branches = self._module().loss.num_branches
         allow_graphs(comb(num_branches, self.num_views) + self.starts_late + 2 * num_branches)
-        self.eval_model = torch.compile(self._module().model, backend=backend, mode=mode, **kwargs)
-        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **kwargs)
+        # torch.compile gives a module for a module, and its annotation says a function.
+        eval_model: Any = torch.compile(self._module().model, backend=backend, mode=mode, **kwargs)
+        trainable_module: Any = torch.compile(self.trainable_module, backend=backend, mode=mode, **kwargs)
+        self.eval_model, self.trainable_module = eval_model, trainable_module
         return self.eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         compiled = getattr(self, 'eval_model_ema' if ema else 'eval_model', None)
         if module is None and compiled is not None:
             return compiled
-        module = unwrap_model(module) if module is not None else self._module(ema)
-        return None if module is None else module.model
+        own = self._unwrapped(module, ema)
+        return None if own is None else own.model
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         module = self._module()
@@ -178,8 +192,8 @@ class A2AugTask(TrainingTask):
         return [parameter for network in networks_of(module.model) for parameter in list(network.parameters())[:-2]]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        module = unwrap_model(module) if module is not None else self._module(ema)
-        return {} if module is None else {'mu_logits': module.loss.mu_logits.detach()}
+        own = self._unwrapped(module, ema)
+        return {} if own is None else {'mu_logits': own.loss.mu_logits.detach()}
 
     def load_task_state(
             self,
@@ -192,9 +206,10 @@ class A2AugTask(TrainingTask):
             if strict:
                 raise ValueError('the checkpoint has no μ, so it is not from an A²-Aug run')
             return
-        module = unwrap_model(module) if module is not None else self._module(ema)
+        own = self._unwrapped(module, ema)
+        assert own is not None, 'this task has no EMA'
         with torch.no_grad():
-            module.loss.mu_logits.copy_(state['mu_logits'])
+            own.loss.mu_logits.copy_(state['mu_logits'])
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.trainable_module(input, target)
@@ -218,6 +233,8 @@ class A2AugDistillationTask(A2AugTask):
 
     Source: Hinton et al. 2015; timm ``LogitDistillationTask``, whose weights and temperature mean the same.
     """
+    student_mean: torch.Tensor
+    student_std: torch.Tensor
 
     def __init__(
             self,
@@ -245,7 +262,13 @@ class A2AugDistillationTask(A2AugTask):
         self.teacher.eval()
         return self
 
-    def compile(self, backend: str = 'inductor', mode: str | None = None, **kwargs) -> nn.Module:
+    # timm's tasks return the compiled model, torch's modules nothing.
+    def compile(  # type: ignore[override]
+            self,
+            backend: str = 'inductor',
+            mode: str | None = None,
+            **kwargs: Any,
+    ) -> nn.Module:
         self.teacher.compile(backend=backend, mode=mode, **kwargs)
         return super().compile(backend=backend, mode=mode, **kwargs)
 

@@ -16,7 +16,7 @@ _SPLITS = (*TRAIN_SYNONYMS, *EVAL_SYNONYMS)
 _NUM_VALIDATION_DIGITS = 360
 
 
-class DigitsDataset(Dataset):
+class DigitsDataset(Dataset[tuple[Any, Any]]):
     """scikit-learn's 1,797 handwritten digits as grayscale images of 8x8 pixels.
 
     The validation split is a fixed, class-balanced 360 of them; the package has no split of its own.
@@ -87,7 +87,7 @@ def create_dataset(
         class_names: list[str] | None = None,
         allow_no_split: bool = False,
         **kwargs: Any,
-) -> Dataset:
+) -> Dataset[Any]:
     """A data set by timm's name (``torch/…``, a folder if empty), of torchvision's that timm lacks, or our digits.
 
     Args:
@@ -103,7 +103,7 @@ def create_dataset(
     check_dataset(name, root, kwargs.get('download', False))
     torchvision_name = name.lower().removeprefix('torch/')
     if name == 'sklearn/digits':
-        dataset = DigitsDataset(split)
+        dataset: Dataset[Any] = DigitsDataset(split)
     elif name.lower().startswith('torch/') and torchvision_name in DATASETS:
         try:
             dataset = create_torchvision_dataset(torchvision_name, root, split, kwargs.get('download', False))
@@ -128,18 +128,18 @@ def create_dataset(
     return dataset
 
 
-def is_stream(dataset: Dataset) -> bool:
+def is_stream(dataset: Dataset[Any]) -> bool:
     """Whether images come in an order of the data set's own (``wds/``, ``tfds/``, ``hfids/``)."""
     return isinstance(dataset, IterableDataset)
 
 
-def check_split(name: str, root: str, split: str, allow_no_split: bool = False) -> None:
+def check_split(name: str, root: str | None, split: str, allow_no_split: bool = False) -> None:
     """Raise ``ValueError`` where timm would silently take the whole folder, or the test images, for a split."""
     kind = prefix_of(name)
     if kind == 'torch' and name.lower().removeprefix('torch/') in TORCH_DATASETS and split not in (*_SPLITS, 'test'):
         raise ValueError(f"'{name}' has the splits train and validation, not '{split}'")
     is_folder = not kind or name.lower() in ('torch/image_folder', 'torch/folder')
-    if not is_folder or not os.path.isdir(root):
+    if not is_folder or root is None or not os.path.isdir(root):
         return
     synonyms = next((names for names in (TRAIN_SYNONYMS, EVAL_SYNONYMS) if split in names), ())
     if any(os.path.isdir(os.path.join(root, folder)) for folder in (split.split('[')[0], *synonyms)):
@@ -148,7 +148,7 @@ def check_split(name: str, root: str, split: str, allow_no_split: bool = False) 
         raise ValueError(f"the data folder '{root}' has no split '{split}'")
 
 
-def names_of_classes(dataset: Dataset) -> list[str] | None:
+def names_of_classes(dataset: Dataset[Any]) -> list[str] | None:
     """Name of each class in the order of its index, if the data set, or the one that it wraps, knows them."""
     dataset = getattr(dataset, 'dataset', dataset)
     class_to_idx = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)

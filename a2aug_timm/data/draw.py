@@ -133,7 +133,7 @@ def _shuffled(values: Sequence[int], uniform: Callable[[], float]) -> list[int]:
 
 class DrawnIndex(NamedTuple):
     """Index of an image and the branches whose views of it are needed."""
-    index: int
+    index: int  # type: ignore[assignment]  # hides the method that a tuple has under this name
     branches: tuple[int, ...]
 
 

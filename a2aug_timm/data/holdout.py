@@ -1,5 +1,6 @@
 """Class-balanced parts of the training images: a holdout for the choice of the branch, or a subset to train on."""
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from timm.data import ImageDataset
@@ -9,7 +10,7 @@ from ..upstream import LABEL_ATTRIBUTES
 
 
 def split_training_images(
-        dataset: Dataset,
+        dataset: Dataset[Any],
         holdout: int | float | None,
         subset: int | float | None,
 ) -> tuple[list[int] | None, list[int] | None]:
@@ -47,13 +48,13 @@ def hold_out(targets: Sequence[int], size: int | float) -> tuple[list[int], list
     Source: AutoAugment (arXiv:1805.09501) holds out 5,000 of CIFAR's training images; the paper chooses on its
     validation images.
     """
-    targets = np.asarray(targets)
-    num_held = _count(targets, size)
-    if not 0 < num_held < len(targets):
-        raise ValueError(f'{num_held} of {len(targets)} training images cannot be held out')
-    held = _draw(targets, num_held)
-    if set(targets[held]) - set(targets[~held]):
-        raise ValueError(f'holding out {num_held} of {len(targets)} training images leaves a class without any')
+    classes = np.asarray(targets)
+    num_held = _count(classes, size)
+    if not 0 < num_held < len(classes):
+        raise ValueError(f'{num_held} of {len(classes)} training images cannot be held out')
+    held = _draw(classes, num_held)
+    if set(classes[held]) - set(classes[~held]):
+        raise ValueError(f'holding out {num_held} of {len(classes)} training images leaves a class without any')
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
 
 
@@ -68,15 +69,15 @@ def take_subset(targets: Sequence[int], size: int | float, indices: Sequence[int
     Raises:
         ValueError: There are not enough images, or a class would have none.
     """
-    indices = np.arange(len(targets)) if indices is None else np.asarray(indices)
-    targets = np.asarray(targets)[indices]
-    num_taken = _count(targets, size)
-    if not 0 < num_taken <= len(targets):
-        raise ValueError(f'{num_taken} of {len(targets)} training images cannot be taken')
-    taken = _draw(targets, num_taken)
-    if set(targets) - set(targets[taken]):
-        raise ValueError(f'taking {num_taken} of {len(targets)} training images leaves a class without any')
-    return indices[taken].tolist()
+    candidates = np.arange(len(targets)) if indices is None else np.asarray(indices)
+    classes = np.asarray(targets)[candidates]
+    num_taken = _count(classes, size)
+    if not 0 < num_taken <= len(classes):
+        raise ValueError(f'{num_taken} of {len(classes)} training images cannot be taken')
+    taken = _draw(classes, num_taken)
+    if set(classes) - set(classes[taken]):
+        raise ValueError(f'taking {num_taken} of {len(classes)} training images leaves a class without any')
+    return list(candidates[taken].tolist())
 
 
 def _count(targets: np.ndarray, size: int | float) -> int:
@@ -98,7 +99,7 @@ def _draw(targets: np.ndarray, size: int) -> np.ndarray:
     return drawn
 
 
-def targets_of(dataset: Dataset) -> list[int]:
+def targets_of(dataset: Dataset[Any]) -> list[int]:
     """Class of each image of a map-style data set, read without decoding images.
 
     Raises:

@@ -39,29 +39,30 @@ class Prefetch:
         erasing: Random erasing of normalised images.
         cutout: Last transform of normalised images.
     """
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     channels: int
     device: torch.device
     dtype: torch.dtype = torch.float32
     erasing: RandomErasing | None = None
-    cutout: Callable | None = None
+    cutout: Callable[..., Any] | None = None
 
-    def wrap(self, loader: DataLoader) -> PrefetchLoader:
+    def wrap(self, loader: DataLoader[Any]) -> PrefetchLoader:
         """Wrap a loader of uint8 batches."""
         wrapped = PrefetchLoader(
             loader, mean=self.mean, std=self.std, channels=self.channels, device=self.device, img_dtype=self.dtype)
         parts = [part for part in (self.erasing, self.cutout) if part is not None]
-        wrapped.random_erasing = Compose(parts) if len(parts) > 1 else next(iter(parts), None)
+        last: Any = Compose(parts) if len(parts) > 1 else next(iter(parts), None)
+        wrapped.random_erasing = last
         return wrapped
 
 
 def create_train_loader(
-        dataset: Dataset,
-        transforms: Sequence[Callable],
+        dataset: Any,
+        transforms: Sequence[Callable[..., Any]],
         *,
         batch_size: int,
-        collate: Callable | None = None,
+        collate: Callable[..., Any] | None = None,
         num_workers: int = 1,
         prefetch: Prefetch | None = None,
         is_distributed: bool = False,
@@ -103,14 +104,15 @@ def create_train_loader(
 
 
 def _create_batches(
-        dataset: Dataset,
-        sampler: Sampler | None,
+        dataset: Any,
+        sampler: Sampler[Any] | None,
         batch_size: int,
         size_schedule: dict[str, Any] | None,
         draw: BranchDraw | None,
 ) -> dict[str, Any]:
     """Arguments of torch's loader that say which images form a batch."""
-    if isinstance(dataset, IterableDataset):
+    is_stream = isinstance(dataset, IterableDataset)
+    if is_stream:
         if draw is not None:
             dataset.draw = draw
         return dict(batch_size=batch_size, drop_last=True)
@@ -124,12 +126,12 @@ def _create_batches(
     return dict(batch_sampler=batches if draw is None else DrawnBatches(batches, draw))
 
 
-def split_dataset(dataset: Dataset, num_splits: int) -> Dataset:
+def split_dataset(dataset: Dataset[Any], num_splits: int) -> Dataset[Any]:
     """Data set of timm's augmentation splits, one clean and the others augmented; the data set itself without."""
     return AugMixDataset(dataset, num_splits=num_splits) if num_splits else dataset
 
 
-def _create_sampler(dataset: Dataset, is_distributed: bool, num_repeats: float) -> Sampler | None:
+def _create_sampler(dataset: Any, is_distributed: bool, num_repeats: float) -> Sampler[Any] | None:
     if not is_distributed or isinstance(dataset, IterableDataset):
         return None
     return RepeatAugSampler(dataset, num_repeats=num_repeats) if num_repeats else DistributedSampler(dataset)

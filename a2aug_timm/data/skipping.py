@@ -15,7 +15,7 @@ _MAX_CONSECUTIVE_FAILURES = 10
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-class SkippingDataset(Dataset):
+class SkippingDataset(Dataset[tuple[Any, Any]]):
     """A map-style timm or torchvision data set that skips images that cannot be decoded.
 
     The path of a broken image is logged, the image is counted, and the next image takes its place. ``transform``,
@@ -30,10 +30,10 @@ class SkippingDataset(Dataset):
         RuntimeError: 10 images in a row cannot be decoded.
     """
 
-    def __init__(self, dataset: Dataset, image_mode: str | None = None, indices: Sequence[int] | None = None):
+    def __init__(self, dataset: Any, image_mode: str | None = None, indices: Sequence[int] | None = None):
         self.dataset = dataset
         self.image_mode = image_mode
-        self.indices = range(len(dataset)) if indices is None else indices
+        self.indices: Sequence[int] = range(len(dataset)) if indices is None else indices
         self.transform = dataset.transform
         dataset.transform = None
         # Workers can inherit a spawn lock under either start method.

@@ -13,6 +13,7 @@ class EuroSATSplit(EuroSAT):
         split: ``train`` or ``validation``.
         kwargs: Of torchvision's ``EuroSAT``.
     """
+    samples: list[tuple[str, int]]
 
     def __init__(self, split: str, **kwargs: Any):
         super().__init__(**kwargs)
@@ -28,7 +29,7 @@ class EuroSATSplit(EuroSAT):
 
 # Name after `torch/` -> class, and its split for each of ours. What has no validation images is validated on its test
 # images, as the published figures are.
-DATASETS: dict[str, tuple[Callable[..., Dataset], dict[str, str]]] = {
+DATASETS: dict[str, tuple[Callable[..., Dataset[Any]], dict[str, str]]] = {
     'svhn': (SVHN, {'train': 'train', 'validation': 'test', 'test': 'test', 'extra': 'extra'}),
     'stl10': (STL10, {'train': 'train', 'validation': 'test', 'test': 'test'}),
     'flowers102': (Flowers102, {'train': 'train', 'validation': 'val', 'test': 'test'}),
@@ -36,7 +37,7 @@ DATASETS: dict[str, tuple[Callable[..., Dataset], dict[str, str]]] = {
 }
 
 
-def create_torchvision_dataset(name: str, root: str, split: str, download: bool = False) -> Dataset:
+def create_torchvision_dataset(name: str, root: str | None, split: str, download: bool = False) -> Dataset[Any]:
     """One of ``DATASETS``.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import IterableImageDataset
-from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from .draw import BranchDraw, DrawnIndex
 from .policies.published_ops import identity
@@ -29,8 +29,8 @@ class SeededImage(NamedTuple):
 
 class BranchTransform(NamedTuple):
     """The part of an image's transform that belongs to one branch: its policy, then what follows the policy."""
-    policy: Callable
-    after: Callable = identity
+    policy: Callable[..., Any]
+    after: Callable[..., Any] = identity
 
 
 class ViewTransform:
@@ -50,9 +50,9 @@ class ViewTransform:
 
     def __init__(
             self,
-            base: Callable,
+            base: Callable[..., Any],
             branches: Sequence[BranchTransform],
-            to_tensor: Callable,
+            to_tensor: Callable[..., Any],
             independent_crops: bool = False,
     ):
         self.base = base
@@ -93,7 +93,7 @@ class MultiViewDataset(SkippingDataset):
 
     def __init__(
             self,
-            dataset: Dataset,
+            dataset: Any,
             image_mode: str | None = None,
             indices: Sequence[int] | None = None,
             seed: int | str = 0,
@@ -121,7 +121,7 @@ class MultiViewDataset(SkippingDataset):
         return seeded if self.transform is None else self.transform(seeded), target
 
 
-class MultiViewStream(IterableDataset):
+class MultiViewStream(IterableDataset[tuple[Any, Any]]):
     """Views of each image of a stream, as ``MultiViewDataset`` makes them of a map-style data set.
 
     An item depends on the seed, the epoch, the worker and the item's number in the worker's part of the stream.
@@ -167,8 +167,10 @@ class MultiViewStream(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         epoch, worker = self._epoch.value, _worker_id()
         branches = None if self.draw is None else self.draw.branches(epoch, step=0, num_steps=1)
+        transform = self.transform
+        assert transform is not None, 'the loader sets the transform'
         for number, (image, target) in enumerate(self.dataset):
-            yield self.transform(SeededImage(image, f'{self.seed}/{epoch}/{worker}/{number}', branches)), target
+            yield transform(SeededImage(image, f'{self.seed}/{epoch}/{worker}/{number}', branches)), target
 
 
 def _worker_id() -> int:
@@ -212,5 +214,6 @@ def collate_views(batch: Sequence[tuple[tuple[torch.Tensor, ...], Any]]) -> tupl
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell the data set and the samplers of a loader which epoch begins, where they have a ``set_epoch``."""
     for name in ('dataset', 'batch_sampler', 'sampler'):
-        if hasattr(part := getattr(loader, name, None), 'set_epoch'):
+        part: Any = getattr(loader, name, None)
+        if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)

@@ -13,7 +13,7 @@ The package ships published policies in this format, in ``hparams/policies/``; t
 """
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from PIL import Image
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP, AutoAugment
 
 from ..shipped import is_file, nearest_name, shipped_policies
-from .published_ops import PublishedOp, identity, op_settings
+from .published_ops import OpTable, PublishedOp, identity, op_settings
 
 
 class PolicyFile(NamedTuple):
@@ -63,9 +63,9 @@ def _posterize_level_to_arg(level: float, _: dict[str, Any], *, increasing: bool
     return max(1, 4 - int(level / 10 * 4)) if increasing else 4 + int(level / 10 * 4),
 
 
-# Op of a file: (function, level -> arguments), with the ranges of AutoAugment's Table 6. The code that Google released
+# Ops of a file, with the ranges of AutoAugment's Table 6. The code that Google released
 # differs in two ops, which have names of their own, timm's: they grow stronger with the magnitude.
-FILE_OPS: dict[str, tuple[Callable, Callable | None]] = {
+FILE_OPS: OpTable = {
     'Identity': (identity, None),
     'Posterize': (NAME_TO_OP['Posterize'], _posterize_level_to_arg),
     'PosterizeIncreasing': (NAME_TO_OP['Posterize'], partial(_posterize_level_to_arg, increasing=True)),

@@ -23,7 +23,9 @@ from .published_ops import posterize as pillow_posterize
 
 cv2.setNumThreads(0)  # the loader's workers already use all cores
 
-_INTERPOLATION = {Image.NEAREST: cv2.INTER_NEAREST, Image.BILINEAR: cv2.INTER_LINEAR, Image.BICUBIC: cv2.INTER_CUBIC}
+_INTERPOLATION = {
+    Image.Resampling.NEAREST: cv2.INTER_NEAREST, Image.Resampling.BILINEAR: cv2.INTER_LINEAR,
+    Image.Resampling.BICUBIC: cv2.INTER_CUBIC}
 _LEVELS = np.arange(256, dtype=np.float32)
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
 
@@ -38,14 +40,14 @@ class OpenCVPolicy:
         policy: Transform of an image; the ops of timm's ``RandAugment`` and ``AutoAugment`` in it are replaced.
     """
 
-    def __init__(self, policy: Callable):
+    def __init__(self, policy: Callable[..., Any]):
         self.steps = [_on_arrays(step) for step in (policy.transforms if isinstance(policy, Compose) else [policy])]
 
     def __call__(self, img: Image.Image | np.ndarray) -> np.ndarray:
-        img = np.asarray(img)
+        array = np.asarray(img)
         for step in self.steps:
-            img = step(img)
-        return img
+            array = step(array)
+        return array
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.steps})'
@@ -56,15 +58,16 @@ def array_to_tensor(img: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(img[None] if img.ndim == 2 else img.transpose(2, 0, 1))
 
 
-def _on_arrays(step: Callable) -> Callable:
+def _on_arrays(step: Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(step, (auto_augment.RandAugment, auto_augment.AutoAugment)):
         return partial(_on_image, step)
-    for op in ops_of(step):
+    ops: list[Any] = list(ops_of(step))  # timm declares no type for the function of an op
+    for op in ops:
         op.aug_fn = _OPS.get(op.aug_fn) or partial(_on_image, op.aug_fn)
     return step
 
 
-def _on_image(function: Callable, img: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+def _on_image(function: Callable[..., Any], img: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
     return np.array(function(Image.fromarray(img), *args, **kwargs))
 
 
@@ -80,7 +83,7 @@ def _affine(img: np.ndarray, matrix: tuple[float, ...], resample: Any, fillcolor
 def _shift(img: np.ndarray, pixels: float, axis: int, resample: Any, fillcolor: Any) -> np.ndarray:
     """Sample ``pixels`` further along an axis; bilinear results are weighted sums of two shifted images."""
     resample = draw_interpolation({'resample': resample})
-    if resample != Image.BILINEAR:
+    if resample != Image.Resampling.BILINEAR:
         return _affine(img, (1, 0, 0 if axis == 0 else pixels, 0, 1, pixels if axis == 0 else 0), resample, fillcolor)
     size, whole = img.shape[axis], math.floor(pixels)
     # Positions whose sample is inside the image; its border pixels extend half a pixel beyond their centres.
@@ -139,7 +142,7 @@ def _histograms(img: np.ndarray) -> list[np.ndarray]:
 def auto_contrast(img: np.ndarray, **_: Any) -> np.ndarray:
     columns = []
     for channel in cv2.split(img):
-        low, high, *_ = cv2.minMaxLoc(channel)
+        low, high = cv2.minMaxLoc(channel)[:2]
         scale = 255 / (high - low) if high > low else 1.
         columns.append(np.trunc(np.arange(256) * scale - (low * scale if high > low else 0)))
     return _table(img, np.stack(columns, axis=1))

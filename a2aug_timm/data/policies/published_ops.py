@@ -5,6 +5,7 @@ from typing import Any
 
 from PIL import Image
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP, AugmentOp, AugMixAugment, AutoAugment, RandAugment
+from timm.data.auto_augment import posterize as timm_posterize
 from timm.data.transforms import str_to_pil_interp
 
 MAX_MAGNITUDE = 30
@@ -17,14 +18,17 @@ def identity(img: Any, **_: Any) -> Any:
     return img
 
 
-def _posterize_level_to_arg(level: float, _hparams: dict) -> tuple[int]:
+def _posterize_level_to_arg(level: float, _hparams: dict[str, Any]) -> tuple[int]:
     # 0.4 bits per level. Level 2 and below would keep 0 bits, a black image; the published TensorFlow op cannot shift
     # a byte by more than 7, so it keeps 1.
     return max(1, int(level * 0.4)),
 
 
-# RandAugment's op: (function, level -> arguments). The level functions are AutoAugment's, not timm's "increasing" ones.
-PUBLISHED_OPS: dict[str, tuple[Callable, Callable | None]] = {
+# Name of an op -> (its function, level -> arguments); timm's table of functions has no types.
+OpTable = dict[str, tuple[Any, Callable[..., Any] | None]]
+
+# RandAugment's ops. The level functions are AutoAugment's, not timm's "increasing" ones.
+PUBLISHED_OPS: OpTable = {
     'Identity': (identity, None),
     'Posterize': (NAME_TO_OP['Posterize'], _posterize_level_to_arg),
     'TranslateX': (NAME_TO_OP['TranslateXRel'], LEVEL_TO_ARG['TranslateXRel']),
@@ -54,7 +58,7 @@ class PublishedOp(AugmentOp):
             prob: float,
             magnitude: float,
             hparams: dict[str, Any],
-            ops: dict[str, tuple[Callable, Callable | None]] = PUBLISHED_OPS,
+            ops: OpTable = PUBLISHED_OPS,
     ):
         super().__init__('AutoContrast', prob=prob, magnitude=magnitude, hparams=hparams)
         self.name = name
@@ -117,5 +121,5 @@ def mend_posterize(transform: Any) -> Any:
 def posterize(img: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
     """timm's posterize; 0 bits and fewer make the image black."""
     if bits_to_keep >= 1:
-        return NAME_TO_OP['Posterize'](img, bits_to_keep)
+        return timm_posterize(img, bits_to_keep)
     return img.point([0] * (256 * len(img.getbands())))

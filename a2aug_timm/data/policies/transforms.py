@@ -23,7 +23,7 @@ def create_policy(
         interpolation: str = 'random',
         color_jitter: float | Sequence[float] | None = 0.4,
         op_backend: str = 'pillow',
-) -> Callable:
+) -> Callable[..., Any]:
     """The transform of one policy; the arguments are those of ``MultiPolicyRandAugment``.
 
     Raises:
@@ -78,7 +78,7 @@ def create_anchor(
         color_jitter_prob: float | None = None,
         grayscale_prob: float = 0.,
         gaussian_blur_prob: float = 0.,
-) -> Callable:
+) -> Callable[..., Any]:
     """The transform between crop and tensor that plain training with ``--aa policy`` uses, for the anchor branch.
 
     For a policy that timm knows this is timm's whole second stage: the policy, color jitter where timm adds it,
@@ -100,7 +100,7 @@ def create_anchor(
     if op_backend == 'opencv':
         from .opencv_ops import OpenCVPolicy  # an optional dependency
         stage = OpenCVPolicy(stage)
-    if is_timms:
+    if policy is None or is_timms:
         return stage
     return Compose([create_policy(policy, img_size, mean, interpolation, op_backend=op_backend), stage])
 
@@ -112,7 +112,7 @@ class Mixture:
         transforms: The transforms.
     """
 
-    def __init__(self, transforms: Sequence[Callable]):
+    def __init__(self, transforms: Sequence[Callable[..., Any]]):
         self.transforms = list(transforms)
 
     def __call__(self, img: Any) -> Any:
@@ -164,9 +164,9 @@ class MultiPolicyRandAugment:
             create_policy(policy, img_size, mean, interpolation, color_jitter, op_backend) for policy in policies]
 
     def __call__(self, img: Image.Image) -> tuple[Any, ...]:
-        if self.op_backend == 'opencv':
-            img = np.asarray(img)  # once for all policies
-        return tuple(transform(img) for transform in self.transforms)
+        # An array once for all policies.
+        image: Any = np.asarray(img) if self.op_backend == 'opencv' else img
+        return tuple(transform(image) for transform in self.transforms)
 
     def __len__(self) -> int:
         return len(self.transforms)
