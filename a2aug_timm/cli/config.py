@@ -14,6 +14,8 @@ from timm.utils.distributed import world_info_from_env
 from .recipes import find_config
 
 _UNSET = object()
+# A group of flags, as `add_argument_group` returns it; argparse has no public name for the class.
+FlagGroup = argparse._ArgumentGroup
 
 
 class StrictParser(argparse.ArgumentParser):
@@ -163,7 +165,7 @@ def _convert(action: argparse.Action, value: Any) -> Any:
     return _convert_scalar(action, value)
 
 
-def _convert_list(action: argparse.Action, value: Any) -> list:
+def _convert_list(action: argparse.Action, value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f'expected a list, got {value!r}')
     if isinstance(action.nargs, int) and len(value) != action.nargs:
@@ -174,7 +176,7 @@ def _convert_list(action: argparse.Action, value: Any) -> list:
 
 
 def _convert_scalar(action: argparse.Action, value: Any) -> Any:
-    kind = action.type or str
+    kind: Any = action.type or str
     name = kind.__name__.strip('_').replace('_', ' ')
     # YAML reads `no` as false and `1e-3` as text; the first is a mistake here, the second is not.
     if isinstance(value, (bool, list, dict)) or (getattr(kind, 'kind', kind) is int and isinstance(value, float)):

@@ -1,16 +1,15 @@
 """Flags that train.py and validate.py share: where images come from, and what the network takes and gives."""
-import argparse
-
 from PIL import Image
 
+from .config import FlagGroup
 from .flag_types import COUNT, POSITIVE, Number
 
 INTERPOLATIONS = ('', 'bilinear', 'bicubic', 'nearest', 'box', 'hamming', 'lanczos')
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
+def add_source(group: FlagGroup) -> None:
     """Add the flags that say where images come from."""
-    add = parser.add_argument
+    add = group.add_argument
     add('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
     add('--data-dir', metavar='DIR', help='path to dataset (root dir)')
     add('--dataset', metavar='NAME', default='',
@@ -26,9 +25,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         help='let hfds/ and hfids/ data sets run code from their hub')
 
 
-def add_input(parser: argparse.ArgumentParser) -> None:
+def add_input(group: FlagGroup) -> None:
     """Add the flags that say what the network takes and gives."""
-    add = parser.add_argument
+    add = group.add_argument
     add('--num-classes', type=COUNT, default=None, metavar='N', help="number of classes (default: the model's)")
     add('--gp', default=None, metavar='POOL', help='global pool: fast, avg, max, avgmax, catavgmax')
     add('--img-size', type=COUNT, default=None, metavar='N', help="image size (default: the model's)")

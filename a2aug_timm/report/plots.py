@@ -2,6 +2,7 @@
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ def draw_mu(run: RunRecord) -> Figure:
     return figure
 
 
-def draw_views(views: Sequence[Sequence], labels: Iterable[str]) -> Figure:
+def draw_views(views: Sequence[Sequence[Any]], labels: Iterable[str]) -> Figure:
     """Grid of views: one row per policy, one column per image; the first row holds the originals."""
     figure = Figure(figsize=(1.3 * len(views[0]) + 2.2, 1.3 * len(views)), layout='constrained')
     grid = figure.subplots(len(views), len(views[0]), squeeze=False)

@@ -20,7 +20,11 @@ _OWN = ('seed', 'a2aug_seed', 'aa', 'output', 'experiment', 'resume', 'start_epo
 _STEPS = ('step', 'multistep', 'plateau')
 
 
-def read_recipe(config: str | None, data_dir: str | None, flags: Sequence[str]) -> tuple[dict, dict[str, Any]]:
+def read_recipe(
+        config: str | None,
+        data_dir: str | None,
+        flags: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a recipe from a file and flags of train.py.
 
     Returns:
@@ -95,4 +99,5 @@ def num_train_images(config: dict[str, Any]) -> int:
     """
     plain = check_config(config)
     in_chans = plain.in_chans or (plain.input_size or [3])[0]
-    return len(build_datasets(plain, {'input_size': (in_chans,)}, plain.num_classes or 10 ** 9).train)
+    images: Any = build_datasets(plain, {'input_size': (in_chans,)}, plain.num_classes or 10 ** 9).train
+    return len(images)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 from timm import utils
@@ -32,6 +32,7 @@ from ..engine.epoch import Hooks, OptimizerStep, train_one_epoch
 from ..engine.process import Process, start_process
 from ..engine.random_state import remember_workers, set_rng_state, start_workers
 from ..export import model_config
+from ..task import A2AugTask
 from .arguments import train_parser
 from .checks import check_train
 from .data import Datasets, build_datasets, build_draw, build_loaders, build_mixup
@@ -125,8 +126,9 @@ def build_data(args: argparse.Namespace, model: nn.Module, process: Process) -> 
     """Open the images and build their loaders. Raises ``ValueError``."""
     with user_error_from(AssertionError, RuntimeError, what='the input settings do not go together'):
         data_config = resolve_input_data_config(networks_of(model)[0], vars(args), verbose=process.is_primary)
-    datasets = build_datasets(args, data_config, model.num_classes, process.rank)
-    collate, mix = build_mixup(args, data_config, model.num_classes)
+    num_classes = cast(int, model.num_classes)
+    datasets = build_datasets(args, data_config, num_classes, process.rank)
+    collate, mix = build_mixup(args, data_config, num_classes)
     loaders = build_loaders(args, data_config, model, process, datasets, collate)
     return Data(data_config, datasets, *loaders, mixing=mix or collate, mix=mix)
 
@@ -225,7 +227,7 @@ def train(args: argparse.Namespace, data: Data, training: Training, run: Run) ->
                 grad_accum_steps=args.grad_accum_steps, channels_last=args.channels_last,
                 dtype=dtype_of(args.model_dtype), hooks=hooks)
             synchronize_bn(args, step.task, run.process)
-            if not run.has_started(epoch):
+            if isinstance(step.task, A2AugTask) and not run.has_started(epoch):
                 step.task.synchronize_branches(step.optimizer)
             metric = run.end_epoch(epoch, trained, data.eval, data.datasets)
             if step.lr_scheduler is not None:
@@ -235,6 +237,7 @@ def train(args: argparse.Namespace, data: Data, training: Training, run: Run) ->
 def draw_branches(draw: BranchDraw | None, task: TrainingTask, epoch: int, num_batches: int, batch: int) -> None:
     """Tell the task which branches the views of a batch belong to."""
     if draw is not None:
+        assert isinstance(task, A2AugTask)
         task.draw_branches(draw.branches(epoch, batch, num_batches))
 
 

@@ -36,9 +36,9 @@ class Datasets(NamedTuple):
         eval: Images that choose branch and epoch: those held out, or the validation split; None without either.
         test: Images of the validation split where others are held out; they are evaluated once, at the end.
     """
-    train: Dataset
-    eval: Dataset | None
-    test: Dataset | None
+    train: Dataset[Any]
+    eval: Dataset[Any] | None
+    test: Dataset[Any] | None
 
 
 def build_datasets(
@@ -75,11 +75,11 @@ def build_datasets(
 
 def _training_set(
         args: argparse.Namespace,
-        images: Dataset,
+        images: Any,
         mode: str,
         indices: list[int] | None,
         rank: int,
-) -> Dataset:
+) -> Dataset[Any]:
     if args.a2aug_branches == 1:
         return images if is_stream(images) else SkippingDataset(images, mode, indices)
     rank_seed = f'{args.seed}/{rank}'
@@ -97,7 +97,7 @@ def build_loaders(
         model: nn.Module,
         process: Process,
         datasets: Datasets,
-        collate: Callable | None,
+        collate: Callable[..., Any] | None,
 ) -> tuple[Any, Any, Any]:
     """Build the loaders of ``Datasets``; with branches, batches are view-major.
 
@@ -123,8 +123,8 @@ def _build_train_loader(
         args: argparse.Namespace,
         data_config: dict[str, Any],
         process: Process,
-        images: Dataset,
-        collate: Callable | None,
+        images: Any,
+        collate: Callable[..., Any] | None,
 ) -> Any:
     loader = create_train_loader(
         split_dataset(images, args.aug_splits), build_transforms(args, data_config),
@@ -177,7 +177,7 @@ def _size_schedule(args: argparse.Namespace) -> dict[str, Any]:
 def _build_eval_loader(
         args: argparse.Namespace,
         process: Process,
-        images: Dataset | None,
+        images: Any,
         settings: dict[str, Any],
 ) -> Any:
     if images is None:
@@ -192,7 +192,7 @@ def build_mixup(
         args: argparse.Namespace,
         data_config: dict[str, Any],
         num_classes: int,
-) -> tuple[Callable | None, Callable | None]:
+) -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:
     """Build the collate of a batch (None is timm's), and the mixup on the device where the collate does not mix."""
     is_joint = args.a2aug_branches > 1
     if not is_mixed(args):

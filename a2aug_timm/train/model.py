@@ -38,7 +38,7 @@ def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, pro
     has_branches = initial is not None and _num_branches(initial, args.initial_checkpoint) > 1
 
     def create() -> nn.Module:
-        model = _create_model(args, is_fresh)
+        model: Any = _create_model(args, is_fresh)
         if initial is not None and not has_branches:
             load_weights(model, initial, args.initial_checkpoint, use_ema=None)
         if args.grad_checkpointing:
@@ -54,10 +54,10 @@ def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, pro
     _check_sizes(args, model)
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
-    if has_branches:
+    if initial is not None and has_branches:
         load_weights(model, initial, args.initial_checkpoint, use_ema=None)
     _init_heads(args, model)
-    if not is_fresh:
+    if checkpoint is not None:
         check_weights(model, state_dict_of(checkpoint), args.resume)
     model.to(device=process.device, dtype=dtype_of(args.model_dtype))
     if args.channels_last:
@@ -68,7 +68,7 @@ def build_model(args: argparse.Namespace, checkpoint: dict[str, Any] | None, pro
 def _check_sizes(args: argparse.Namespace, model: nn.Module) -> None:
     """Raise ``ValueError`` if the network does not take the images of some branch."""
     for size in args.a2aug_branch_sizes or ():
-        network = networks_of(model)[0]
+        network: Any = networks_of(model)[0]
         try:
             with torch.inference_mode(), select_branch(model, 0):
                 model.eval()(torch.zeros(1, network.in_chans, size, size))
@@ -114,7 +114,8 @@ def _init_heads(args: argparse.Namespace, model: nn.Module) -> None:
     """Start the classifiers as the flags say, whatever weights they have."""
     if args.head_init_scale is None and args.head_init_bias is None:
         return
-    for head in (network.get_classifier() for network in networks_of(model)):
+    networks: list[Any] = networks_of(model)
+    for head in (network.get_classifier() for network in networks):
         if not isinstance(getattr(head, 'weight', None), nn.Parameter):
             raise ValueError(f'--head-init-scale and --head-init-bias need one classifier layer; {args.model} has a '
                              f'{type(head).__name__}')

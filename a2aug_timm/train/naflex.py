@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.data import NaFlexMixup, create_naflex_loader
+from timm.data import create_naflex_loader
 from torch import distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
@@ -19,8 +19,8 @@ def build_naflex_loader(
         args: argparse.Namespace,
         model: nn.Module,
         process: Process,
-        train_set: Dataset,
-        mixup: NaFlexMixup | None,
+        train_set: Dataset[Any],
+        mixup: Callable[..., Any] | None,
         settings: dict[str, Any],
 ) -> Any:
     """Build the loader of training patches.
@@ -34,7 +34,8 @@ def build_naflex_loader(
     if not hasattr(model, 'get_patch_size'):
         raise ValueError(f'--naflex-loader needs a NaFlex model, not {type(model).__name__}; timm builds many ViTs as '
                          'one with --model-kwargs use_naflex=True')
-    sizes = {'patch_size': model.get_patch_size()}
+    network: Any = model
+    sizes: dict[str, Any] = {'patch_size': network.get_patch_size()}
     if args.naflex_patch_sizes:
         sizes = {'patch_size_choices': args.naflex_patch_sizes, 'patch_size_choice_probs': args.naflex_patch_size_probs}
     return create_naflex_loader(
@@ -46,14 +47,15 @@ def build_naflex_loader(
 def build_naflex_eval_loader(
         args: argparse.Namespace,
         model: nn.Module,
-        images: Dataset | None,
+        images: Dataset[Any] | None,
         settings: dict[str, Any],
 ) -> Any:
     """Build the loader of validation patches; None without images. ``settings`` are as for training."""
     if images is None:
         return None
+    network: Any = model
     return create_naflex_loader(
-        images, batch_size=args.validation_batch_size or args.batch_size, patch_size=model.get_patch_size(),
+        images, batch_size=args.validation_batch_size or args.batch_size, patch_size=network.get_patch_size(),
         patchify_channels_last=not args.naflex_patchify_channels_first, max_seq_len=args.naflex_max_seq_len, **settings)
 
 

@@ -1,7 +1,7 @@
 """A training run: its work after an update, after an epoch (evaluate, save, print) and at the end."""
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -76,7 +76,7 @@ class Run:
         if self.process.is_primary:
             self.folder.save_recovery({**state, **record.to_entry()}, epoch, update)
 
-    def end_epoch(self, epoch: int, trained: TrainedEpoch, loader: Any, datasets: list[Any]) -> float | None:
+    def end_epoch(self, epoch: int, trained: TrainedEpoch, loader: Any, datasets: Sequence[Any]) -> float | None:
         """Evaluate every branch, save the epoch and print it.
 
         ``--val-interval`` skips epochs, but not the last.
@@ -106,15 +106,14 @@ class Run:
         state = self._state()
         num_skipped = self._count_skipped(datasets)
         if self.process.is_primary:
-            model = self.step.task.get_eval_model(ema=record.judged_ema)
-            self.folder.save(self._as_built(model), state, row, record, metric)
+            self.folder.save(self._as_built(self._judged_model(record)), state, row, record, metric)
             self.log(row)
             self._show(record, trained.terms, num_skipped)
         return metric
 
     def _judge(self, epoch: int, loader: Any) -> CheckpointRecord:
         args, record = self.args, self._record(epoch)
-        model = self.step.task.get_eval_model(ema=record.judged_ema).eval()
+        model = self._judged_model(record).eval()
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise FloatingPointError(f'the weights are not finite after epoch {epoch}')
         if loader is None:
@@ -130,6 +129,12 @@ class Run:
             finite, key=lambda branch: (sign * metrics[branch][args.eval_metric], -metrics[branch]['loss']))
         return replace(record, metrics=metrics, best_branch=best_branch)
 
+    def _judged_model(self, record: CheckpointRecord) -> nn.Module:
+        """The model that is evaluated and exported: the EMA's, if it is on the device, or the trained one."""
+        model = self.step.task.get_eval_model(ema=record.judged_ema)
+        assert model is not None
+        return model
+
     def _metrics(self, model: nn.Module, epoch: int, mu: list[float], loader: Any) -> list[dict[str, float]]:
         """Metrics of every branch and the ensemble."""
         predict = partial(branch_logits, model, sizes=self.args.a2aug_branch_sizes)
@@ -143,7 +148,7 @@ class Run:
         """Whether all branches are trained in an epoch, or branch 0 alone (``--a2aug-start-epoch``)."""
         return epoch >= self.args.a2aug_start_epoch
 
-    def _evaluate(self, predict: Callable, mu: list[float], loader: Any) -> list[dict[str, float]]:
+    def _evaluate(self, predict: Callable[..., Any], mu: list[float], loader: Any) -> list[dict[str, float]]:
         return evaluate(
             predict, torch.tensor(mu), loader, device=self.process.device, autocast=self.step.autocast,
             channels_last=self.args.channels_last, dtype=dtype_of(self.args.model_dtype))
@@ -180,7 +185,7 @@ class Run:
         built.load_state_dict(weights)
         return built
 
-    def _count_skipped(self, datasets: list[Any]) -> int:
+    def _count_skipped(self, datasets: Sequence[Any]) -> int:
         """Number of broken images that all ranks skipped since the last call."""
         count = sum(dataset.take_num_skipped() for dataset in datasets if hasattr(dataset, 'take_num_skipped'))
         count = torch.tensor(count, device=self.process.device)

@@ -22,6 +22,7 @@ from torch import nn
 
 from ..cli.config import user_error_from
 from ..cli.resolve import dtype_of
+from ..engine.epoch import Autocast
 from ..engine.process import Process
 from ..task import A2AugDistillationTask, A2AugTask
 from .checks import is_mixed
@@ -37,7 +38,7 @@ def build_task(
 ) -> TrainingTask:
     """Build the task: timm's classification or distillation, or A²-Aug's joint training; with an EMA if asked for."""
     criterion = _create_loss(args).to(process.device)
-    common = dict(device=process.device, dtype=dtype_of(args.model_dtype), verbose=process.is_primary)
+    common: dict[str, Any] = dict(device=process.device, dtype=dtype_of(args.model_dtype), verbose=process.is_primary)
     teacher = None
     if args.kd_model_name:
         with user_error_from(RuntimeError, KeyError, AssertionError, what=f'--kd-model-name {args.kd_model_name}'):
@@ -45,14 +46,15 @@ def build_task(
     if args.torchscript:
         model = torch.jit.script(model)
     if args.a2aug_branches > 1:
-        task = _a2aug_task(args, model, teacher, criterion, common)
+        task: TrainingTask = _a2aug_task(args, model, teacher, criterion, common)
     elif teacher is not None:
         task = _distillation_task(args, model, teacher, criterion, common)
     else:
         task = ClassificationTask(model, criterion, **common)
     if args.model_ema:
-        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
-                       device='cpu' if args.model_ema_force_cpu else None)
+        # A name rather than a torch.device, as in timm's script: timm then moves and averages tensor by tensor.
+        device: Any = 'cpu' if args.model_ema_force_cpu else None
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup, device=device)
     return task
 
 
@@ -72,13 +74,14 @@ def _create_teacher(
 ) -> DistillationTeacher:
     """Create the pretrained teacher, which undoes the student's normalisation of images and applies its own."""
     # timm's tasks take the architecture's normalisation for the images'.
-    model.pretrained_cfg = {**model.pretrained_cfg, 'mean': data_config['mean'], 'std': data_config['std']}
+    student: Any = model
+    student.pretrained_cfg = {**student.pretrained_cfg, 'mean': data_config['mean'], 'std': data_config['std']}
     teacher = DistillationTeacher(
-        args.kd_model_name, model.num_classes, model.in_chans, device=device, dtype=dtype_of(args.model_dtype))
+        args.kd_model_name, student.num_classes, student.in_chans, device=device, dtype=dtype_of(args.model_dtype))
     for name in ('mean_kd', 'std_kd'):
         value = getattr(teacher, name)
-        if value.shape[1] != model.in_chans:  # as timm adapts it for other numbers of channels
-            setattr(teacher, name, value.mean().expand(1, model.in_chans, 1, 1).clone())
+        if value.shape[1] != student.in_chans:  # as timm adapts it for other numbers of channels
+            setattr(teacher, name, value.mean().expand(1, student.in_chans, 1, 1).clone())
     return teacher
 
 
@@ -142,9 +145,11 @@ def build_optimizer(
     Raises:
         ValueError: timm refuses a setting.
     """
+    module = task.get_trainable_module()
+    assert module is not None
     with user_error_from(TypeError, AssertionError, what=f'--opt {args.opt}'):
-        optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
-    if args.a2aug_branches > 1:
+        optimizer = create_optimizer_v2(module, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    if isinstance(task, A2AugTask):
         _scale_lr_of_mu(optimizer, task, args.a2aug_mu_lr_scale, is_scheduled=args.sched != 'none')
     with user_error_from(TypeError, AssertionError, what=f'--sched {args.sched}'):
         lr_scheduler, num_epochs = create_scheduler_v2(
@@ -202,7 +207,7 @@ def start_schedule(
             lr_scheduler.step_update(start_epoch * num_updates)
 
 
-def build_amp(args: argparse.Namespace, device: torch.device) -> tuple[Callable, Any]:
+def build_amp(args: argparse.Namespace, device: torch.device) -> tuple[Autocast, Any]:
     """Build the autocast of the forward pass, and the loss scaler that float16 on a GPU needs."""
     if not args.amp:
         return nullcontext, None

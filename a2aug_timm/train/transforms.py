@@ -14,7 +14,7 @@ from ..data.policies.published_ops import mend_posterize
 from ..data.views import BranchTransform, ViewTransform
 
 
-def build_transforms(args: argparse.Namespace, data_config: dict[str, Any]) -> list[Callable]:
+def build_transforms(args: argparse.Namespace, data_config: dict[str, Any]) -> list[Callable[..., Any]]:
     """Transform of a training image, one per image size (``--train-img-sizes``, else one).
 
     With ``--aug-splits`` a transform is timm's tuple of three stages.
@@ -49,7 +49,7 @@ def _build_transform(
         data_config: dict[str, Any],
         size: tuple[int, int],
         settings: dict[str, Any],
-) -> Callable:
+) -> Callable[..., Any]:
     is_ours = _is_policy_ours(args)
     is_separate = is_ours or args.aug_splits > 0
     transform = create_transform(
@@ -69,8 +69,8 @@ def _with_policies(
         args: argparse.Namespace,
         data_config: dict[str, Any],
         size: tuple[int, int],
-        stages: Sequence[Callable],
-) -> Callable:
+        stages: Sequence[Any],
+) -> Callable[..., Any]:
     kwargs = dict(img_size=size, mean=data_config['mean'], interpolation=args.train_interpolation,
                   color_jitter=args.color_jitter)
     if args.a2aug_branches == 1:
@@ -93,7 +93,7 @@ def _with_policies(
     return ViewTransform(base, branches, to_tensor, args.a2aug_independent_crops)
 
 
-def _from_arrays(stages: Sequence[Callable], is_uint8: bool) -> Sequence[Callable]:
+def _from_arrays(stages: Sequence[Any], is_uint8: bool) -> Sequence[Any]:
     """timm's three stages for policies that give arrays, which become images only where a later stage needs one."""
     from ..data.policies.opencv_ops import array_to_tensor  # OpenCV is an extra
     base, after_policy, to_tensor = stages

@@ -9,7 +9,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from timm import utils
 from timm.data import resolve_input_data_config
-from torch.utils.data import Dataset
 
 from ..cli.config import user_error_from
 from ..cli.console import branch_labels, branch_table, print_table
 from ..cli.resolve import dtype_of, replaced, resolve_common
 from ..data.skipping import SkippingDataset
-from ..engine.epoch import evaluate
+from ..engine.epoch import Autocast, evaluate
 from ..logits import branch_logits, resize
 from .arguments import validate_parser
 from .checks import check_validate
@@ -41,7 +40,7 @@ _logger = logging.getLogger('validate')
 class Candidate:
     """Branches that are ready to be evaluated, and the data for it."""
     branches: Branches
-    dataset: Dataset
+    dataset: Any
     data_config: dict[str, Any]
     valid: list[int] | None
     num_classes: int
@@ -76,7 +75,7 @@ def build(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool 
     """Load the models that the command line names and prepare them for evaluation. Raises ``ValueError``."""
     branches = load(args, explicit, is_one_of_several)
     models = [fuse(args, model) for model in branches.models]
-    first = models[0]
+    first: Any = models[0]
     if args.naflex_loader:
         check_naflex(first, branches.num_branches)
     with user_error_from(AssertionError, RuntimeError, what='the input settings do not go together'):
@@ -187,17 +186,21 @@ def label_of(row: dict[str, Any]) -> str:
 def predict(
         args: argparse.Namespace,
         candidate: Candidate,
-        images: torch.Tensor | dict[str, torch.Tensor],
+        images: Any,
 ) -> torch.Tensor:
-    """Logits of every branch, ``[N, B, K]``; with ``--valid-labels`` of the data's classes alone."""
+    """Logits of every branch, ``[N, B, K]``; with ``--valid-labels`` of the data's classes alone.
+
+    Args:
+        images: Images ``[B, C, H, W]``, or the dict of patches of a NaFlex loader.
+    """
     with compilation_errors(args):
-        sizes = candidate.branches.sizes or [None] * len(candidate.branches.models)
+        sizes: Sequence[int | None] = candidate.branches.sizes or [None] * len(candidate.branches.models)
         logits = torch.cat([branch_logits(model, resize(images, size))
                             for model, size in zip(candidate.branches.models, sizes, strict=True)])
     return logits if candidate.valid is None else logits[..., candidate.valid]
 
 
-def autocast(args: argparse.Namespace) -> Callable:
+def autocast(args: argparse.Namespace) -> Autocast:
     """Mixed precision of the forward pass, as the flags say."""
     if not args.amp:
         return nullcontext

@@ -17,7 +17,7 @@ from ..engine.meters import PrecisionRecallF1, RealLabels
 from .checks import read_valid_labels
 
 
-def build_dataset(args: argparse.Namespace, data_config: dict[str, Any], label_names: list[str] | None) -> Dataset:
+def build_dataset(args: argparse.Namespace, data_config: dict[str, Any], label_names: list[str] | None) -> Dataset[Any]:
     """Open the images; images that do not decode are skipped, except in a stream.
 
     Raises:
@@ -44,7 +44,7 @@ def build_dataset(args: argparse.Namespace, data_config: dict[str, Any], label_n
 
 def build_loader(
         args: argparse.Namespace,
-        dataset: Dataset,
+        dataset: Any,
         data_config: dict[str, Any],
         patch_size: tuple[int, int] | None,
         batch_size: int,
@@ -87,7 +87,7 @@ def valid_labels(path: str, num_classes: int) -> list[int] | None:
     return labels
 
 
-def check_classes(dataset: Dataset, num_classes: int, valid: list[int] | None) -> None:
+def check_classes(dataset: Dataset[Any], num_classes: int, valid: list[int] | None) -> None:
     """Raise ``ValueError`` if the data has classes that the model, or its selected logits, do not have."""
     names = names_of_classes(getattr(dataset, 'dataset', dataset))
     if not names:
@@ -98,13 +98,13 @@ def check_classes(dataset: Dataset, num_classes: int, valid: list[int] | None) -
         raise ValueError(f'the data has {len(names)} classes, the model {num_classes}')
 
 
-def build_meters(args: argparse.Namespace, dataset: Dataset, num_classes: int) -> list[Any]:
+def build_meters(args: argparse.Namespace, dataset: Dataset[Any], num_classes: int) -> list[Any]:
     """Build the additional meters of ``evaluate``.
 
     Raises:
         ValueError: The reassessed labels do not belong to these images.
     """
-    meters = []
+    meters: list[Any] = []
     if args.metrics_avg:
         meters.append(PrecisionRecallF1(args.metrics_avg))
     if args.real_labels:
@@ -112,7 +112,7 @@ def build_meters(args: argparse.Namespace, dataset: Dataset, num_classes: int) -
     return meters
 
 
-def _names_of_images(path: str, dataset: Dataset, num_classes: int) -> list[str]:
+def _names_of_images(path: str, dataset: Dataset[Any], num_classes: int) -> list[str]:
     images = getattr(dataset, 'dataset', dataset)
     if not isinstance(images, ImageDataset):
         raise ValueError('--real-labels goes by the names of image files, so it needs a folder or tar file of them')

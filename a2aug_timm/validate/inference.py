@@ -2,7 +2,7 @@
 import argparse
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,19 +50,20 @@ def pool_at_test_time(model: nn.Module, data_config: dict[str, Any]) -> tuple[nn
     Raises:
         ValueError: The network's features or its classifier do not allow it.
     """
-    trained, asked = model.default_cfg['input_size'][-2:], data_config['input_size'][-2:]
+    network: Any = model
+    trained, asked = network.default_cfg['input_size'][-2:], data_config['input_size'][-2:]
     if not all(new > old for new, old in zip(asked, trained, strict=True)):
         _logger.warning('--test-pool changes nothing: images of %s are not larger than those of training, %s',
                         tuple(asked), tuple(trained))
         return model, False
     name = type(model).__name__
     with torch.inference_mode():
-        features = model.forward_features(torch.zeros(1, data_config['input_size'][0], *trained))
-    if not isinstance(features, torch.Tensor) or features.ndim != 4 or features.shape[1] != model.num_features:
+        features = network.forward_features(torch.zeros(1, data_config['input_size'][0], *trained))
+    if not isinstance(features, torch.Tensor) or features.ndim != 4 or features.shape[1] != network.num_features:
         raise ValueError(f'--test-pool needs a network that pools a [B, C, H, W] map, which {name} does not')
-    if model.default_cfg.get('pool_size') is None:
+    if network.default_cfg.get('pool_size') is None:
         # timm forgets it where a model was trained on images of another size.
-        model.default_cfg['pool_size'] = tuple(features.shape[-2:])
+        network.default_cfg['pool_size'] = tuple(features.shape[-2:])
     try:
         return apply_test_time_pool(model, data_config)
     except (AttributeError, RuntimeError, TypeError) as error:
@@ -82,7 +83,8 @@ def place(args: argparse.Namespace, model: nn.Module) -> nn.Module:
                 raise ValueError(f'{type(model).__name__} cannot be scripted: {first_line(error)}') from error
     elif args.torchcompile:
         torch.compiler.reset()  # of several models each may be compiled as often as one
-        model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
+        compiled: Any = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
+        model = compiled
     elif args.aot_autograd:
         model = FusedByShape(model)
     return nn.DataParallel(model, device_ids=list(range(args.num_gpu))) if args.num_gpu > 1 else model
@@ -105,7 +107,7 @@ class FusedByShape(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self._fused: dict[torch.Size, nn.Module] = {}
+        self._fused: dict[torch.Size, Callable[[torch.Tensor], torch.Tensor]] = {}
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.shape in self._fused:

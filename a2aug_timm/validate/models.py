@@ -99,17 +99,22 @@ def load(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool =
         ValueError: The checkpoint does not fit what the command line says, or cannot be read.
     """
     with set_layer_config(scriptable=args.torchscript or None):
-        if not args.checkpoint:
-            _refuse_branch(args, explicit, is_one_of_several)
-            return Branches([_create(args, pretrained=True)], [{'model': args.model}])
-        path = Path(args.checkpoint)
-        if path.is_dir():
-            path = path / 'model.safetensors'
-        checkpoint = read_checkpoint(path)
-        if record := record_of(checkpoint, str(path)):
-            return _load_run(args, explicit, checkpoint, record, str(path))
+        branches = _load(args, explicit, is_one_of_several)
+    return branches
+
+
+def _load(args: argparse.Namespace, explicit: set[str], is_one_of_several: bool) -> Branches:
+    if not args.checkpoint:
         _refuse_branch(args, explicit, is_one_of_several)
-        return _load_plain(args, explicit, checkpoint, path)
+        return Branches([_create(args, pretrained=True)], [{'model': args.model}])
+    path = Path(args.checkpoint)
+    if path.is_dir():
+        path = path / 'model.safetensors'
+    checkpoint = read_checkpoint(path)
+    if record := record_of(checkpoint, str(path)):
+        return _load_run(args, explicit, checkpoint, record, str(path))
+    _refuse_branch(args, explicit, is_one_of_several)
+    return _load_plain(args, explicit, checkpoint, path)
 
 
 def _load_run(
