@@ -31,12 +31,12 @@ the flags from `--a2aug-views` to `--a2aug-batch` cost, [The method](method.md) 
 def flag_table() -> str:
     """The whole page of timm's flags."""
     lines = [HEAD]
-    for group in train_parser()._action_groups:
-        actions = [action for action in group._group_actions if not action.dest.startswith(('a2aug', 'help', 'config'))]
+    for title, flags in train_parser().flags().items():
+        actions = [action for action in flags if not action.dest.startswith(('a2aug', 'help', 'config'))]
         if not actions:
             continue
-        title = group.title.capitalize() if group.title.islower() else group.title
-        lines += [f'## {title}', '', '| flag | default | with branches |', '|---|---|---|']
+        heading = title.capitalize() if title.islower() else title
+        lines += [f'## {heading}', '', '| flag | default | with branches |', '|---|---|---|']
         lines += [f'| {_names(action)} | {_default(action)} | {_with_branches(action.dest)} |' for action in actions]
         lines.append('')
     return '\n'.join(lines)
@@ -44,7 +44,8 @@ def flag_table() -> str:
 
 def a2aug_flag_table() -> str:
     """The whole page of the flags of A²-Aug."""
-    actions = [action for action in train_parser()._actions if action.dest.startswith('a2aug')]
+    flags = train_parser().flags().values()
+    actions = [action for group in flags for action in group if action.dest.startswith('a2aug')]
     lines = [f'| `{_usage(action)}` | {_default(action)} | {_meaning(action)} |\n' for action in actions]
     return A2AUG_HEAD + ''.join(lines)
 
