@@ -124,6 +124,12 @@ POLICIES = {
                'imagenet': 'fast_autoaugment_imagenet'},
     'dada': {name: f'dada_{name}' for name in NAMES},
 }
+# Top-1 of the published policy by Fast AutoAugment's README, where the paper has the figure of another setting.
+FASTAA_REPORTS = {
+    'cifar10': {'shake_shake26_2x32d': '97.3', 'pyramidnet272_a200_shakedrop': '98.2'},
+    'cifar100': {'wide_resnet40_2': '79.3', 'shake_shake26_2x96d': '85.1'},
+    'imagenet': {'resnet200': '80.0'},
+}
 
 
 @dataclass
@@ -192,7 +198,7 @@ def _cell(data_set: str, row: Row, method: str) -> Recipe:
                          'trains for 270 and steps the learning rate down.')
     if method in POLICIES:
         settings.update(_policy_settings(data_set, method))
-        notes += _policy_notes(data_set, method)
+        notes += _policy_notes(data_set, row, method)
     if method == 'a2aug':
         settings['a2aug_branches'] = 3 if is_imagenet else 4
         settings['a2aug_space'] = data_set
@@ -213,7 +219,7 @@ def _policy_settings(data_set: str, method: str) -> dict[str, Any]:
     return {'aa': f'file:{POLICIES[method][data_set]}', **(dict(epochs=270) if data_set == 'imagenet' else {})}
 
 
-def _policy_notes(data_set: str, method: str) -> list[str]:
+def _policy_notes(data_set: str, row: Row, method: str) -> list[str]:
     policy = POLICIES[method][data_set]
     notes = ["The policy that the method's authors published; source and conversion: "
              f'hparams/policies/{policy}.yaml.']
@@ -222,6 +228,19 @@ def _policy_notes(data_set: str, method: str) -> list[str]:
     if data_set == 'imagenet':
         notes.append("270 epochs are those of their code; conflict: that code steps the learning rate down, and "
                      'the training cost in Table 4 is that of 180 epochs.')
+        notes.append('Conflict: their code adds color jitter of 0.4 and color noise; here, as in the other columns, '
+                     'there is none.')
+    elif method == 'dada':
+        notes.append("DADA's code crops and flips before the policy, as here.")
+        if row.settings['batch_size'] == 128:
+            notes.append("Conflict: DADA's code trains with 512 images and a peak learning rate 4 times as high.")
+    reported = FASTAA_REPORTS[data_set].get(row.model) if method == 'fastaa' else None
+    if reported and data_set == 'imagenet':
+        notes.append(f"At 224 pixels, as here, Fast AutoAugment's README reports {reported}.")
+    elif reported:
+        notes.append("Conflict: the paper's figure is that of a policy that was found for this network and data set "
+                     "('direct'); it is not published. For the published one ('transfer', found with WRN-40-2 on "
+                     f'reduced CIFAR-10) the README of their code reports {reported}.')
     return notes
 
 

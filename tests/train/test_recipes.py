@@ -49,6 +49,21 @@ def test_every_cell_of_the_papers_tables_has_a_recipe():
         assert expected[f'{path}.yaml'].startswith(text)
 
 
+def test_recipes_of_fast_autoaugment_say_where_the_papers_figure_is_not_that_of_the_published_policy():
+    """Against the errors in the README of its code, transfer and direct."""
+    errors = {'cifar10/wide_resnet40_2': (3.6, 3.7), 'cifar10/wide_resnet28_10': (2.7, 2.7),
+              'cifar10/shake_shake26_2x32d': (2.7, 2.5), 'cifar10/shake_shake26_2x96d': (2.0, 2.0),
+              'cifar10/pyramidnet272_a200_shakedrop': (1.8, 1.7), 'cifar100/wide_resnet40_2': (20.7, 20.6),
+              'cifar100/wide_resnet28_10': (17.3, 17.3), 'cifar100/shake_shake26_2x96d': (14.9, 14.6)}
+    written = {recipe.path: recipe for recipe in recipes.recipes()}
+    for cell, (transfer, direct) in errors.items():
+        recipe = written[f'{cell}_fastaa.yaml']
+        figure = float(recipe.expected.split()[0])
+        assert figure == pytest.approx(100 - min(transfer, direct), abs=1e-9), cell
+        assert any(f'reports {100 - transfer:.1f}.' in note for note in recipe.notes) == (direct < transfer), cell
+    assert any('reports 80.0.' in note for note in written['imagenet/resnet200_fastaa.yaml'].notes)
+
+
 @pytest.mark.parametrize('name', FILES)
 def test_a_recipe_is_accepted_by_the_command_line(name):
     recipe = yaml.safe_load((HPARAMS / name).read_text(encoding='utf-8'))
