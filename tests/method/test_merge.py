@@ -55,6 +55,22 @@ def test_statistics_are_those_of_torchs_update_bn():
     assert all(norm.momentum == 0.1 for norm in norms)
 
 
+def test_dropout_and_stochastic_depth_have_no_influence_on_the_statistics():
+    batches = [torch.randn(8, 3, 32, 32) + i for i in range(2)]
+    # Without zero-initialised norms, dropping a residual path changes what follows.
+    plain = timm.create_model('test_resnet', num_classes=5, zero_init_last=False)
+    dropped = timm.create_model('test_resnet', num_classes=5, drop_rate=0.5, drop_path_rate=0.9).train()
+    dropped.load_state_dict(plain.state_dict())
+    by_torch = copy.deepcopy(dropped)
+    for model in (plain, dropped):
+        estimate_statistics(model, batches, 'cpu')
+    update_bn(batches, by_torch)
+    torch.testing.assert_close(dropped.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    assert dropped.training
+    # The difference that the test is about exists.
+    assert any(not torch.equal(value, plain.state_dict()[key]) for key, value in by_torch.state_dict().items())
+
+
 def test_a_model_without_batch_norm_reads_no_images():
     def images():
         raise AssertionError('no image is needed')
